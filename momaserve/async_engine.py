@@ -1,0 +1,333 @@
+"""The engine on its own thread, for servers: submit from an event loop, iterate over outputs.
+
+Only the engine thread touches scheduler, cache and device. What crosses the boundary are
+immutable messages. An idle engine blocks on its inbox and uses no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from momaserve.engine import Engine
+from momaserve.errors import EngineDeadError, MomaserveError, QueueFullError
+from momaserve.outputs import TokenOutput
+from momaserve.request import Request
+from momaserve.sampling import SamplingParams
+from momaserve.stats import StatsListener
+from momaserve.tokens.prompt import Prompt
+
+logger = logging.getLogger(__name__)
+
+STUCK_STEP_S = 120.0
+"""A step that runs longer than this makes the engine unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOutput:
+    """New tokens of one of a submission's n choices."""
+
+    index: int
+    output: TokenOutput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The engine's load between two steps."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    requests: tuple[Request, ...]
+    stream: GenerationStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Ends the engine thread."""
+
+
+class GenerationStream(AsyncIterator[ChoiceOutput]):
+    """Outputs of one submission, in the order made. Closing it aborts what still runs.
+
+    Lives on one event loop; the engine thread only schedules callbacks onto that loop.
+    """
+
+    def __init__(self, engine: AsyncEngine, request_id: str, choice_ids: tuple[str, ...]) -> None:
+        self.request_id = request_id
+        self.choice_ids = choice_ids
+        self._engine = engine
+        self._index = {choice_id: index for index, choice_id in enumerate(choice_ids)}
+        self._open = set(choice_ids)
+        self._loop = asyncio.get_running_loop()
+        self._accepted: asyncio.Future[None] = self._loop.create_future()
+        self._queue: asyncio.Queue[ChoiceOutput | MomaserveError] = asyncio.Queue()
+
+    def __aiter__(self) -> GenerationStream:
+        return self
+
+    async def __anext__(self) -> ChoiceOutput:
+        """Raises EngineDeadError when the engine stops underneath."""
+        if not self._open and self._queue.empty():
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, MomaserveError):
+            self._open.clear()
+            raise item
+        if item.output.finish_reason is not None:
+            self._open.discard(item.output.request_id)
+        return item
+
+    async def aclose(self) -> None:
+        """Abort the choices that are not finished; safe to call more than once."""
+        self.abort()
+
+    def abort(self, index: int | None = None) -> None:
+        """Abort all choices, or one of them: its blocks are free by the next step."""
+        wanted = self.choice_ids if index is None else (self.choice_ids[index],)
+        running = tuple(choice_id for choice_id in wanted if choice_id in self._open)
+        self._open.difference_update(running)
+        if running:
+            self._engine._post(_Abort(running))
+
+    # Called through `loop.call_soon_threadsafe`.
+
+    def _accept(self, error: MomaserveError | None) -> None:
+        if self._accepted.done():
+            return
+        if error is None:
+            self._accepted.set_result(None)
+        else:
+            self._open.clear()
+            self._accepted.set_exception(error)
+
+    def _put(self, output: TokenOutput) -> None:
+        if output.request_id in self._open:
+            self._queue.put_nowait(ChoiceOutput(self._index[output.request_id], output))
+
+    def _break(self, error: MomaserveError) -> None:
+        self._accept(error)
+        self._queue.put_nowait(error)
+
+
+class AsyncEngine:
+    """Runs an `Engine` on a thread of its own.
+
+    Invariants:
+      * every accepted submission ends with a finishing output per choice, an error, or an abort;
+      * after the thread has ended, for whatever reason, every call raises EngineDeadError.
+    """
+
+    def __init__(self, engine: Engine, *, listener: StatsListener | None = None) -> None:
+        self.engine = engine
+        self.listener = listener
+        engine.listener = listener
+        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
+        self._streams: dict[str, GenerationStream] = {}
+        self._thread: threading.Thread | None = None
+        self._step_started: float | None = None
+        self._is_dead = False
+        self._is_draining = False
+        self._idle = threading.Event()
+        self._idle.set()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the engine thread; the engine is ready when this returns."""
+        self._thread = threading.Thread(target=self._run, name="momaserve-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
+    ) -> GenerationStream:
+        """Submit a prompt; returns once it is queued.
+
+        Raises:
+            RequestError: the request can never be served.
+            QueueFullError: too much is waiting already.
+            EngineDeadError: the engine stopped or is draining.
+        """
+        self._require_alive()
+        name = request_id or uuid.uuid4().hex
+        try:
+            requests = tuple(self.engine.make_requests(prompt, params, name))
+            stream = GenerationStream(self, name, tuple(r.request_id for r in requests))
+            self._post(_Submit(requests, stream))
+            try:
+                await asyncio.shield(stream._accepted)
+            except asyncio.CancelledError:
+                self._post(_Abort(stream.choice_ids))
+                raise
+        except QueueFullError:
+            self._reject("queue_full")
+            raise
+        except MomaserveError:
+            self._reject("invalid")
+            raise
+        return stream
+
+    def _reject(self, reason: str) -> None:
+        if self.listener is not None:
+            self.listener.on_rejected(reason)
+
+    def abort(self, request_id: str) -> bool:
+        """Abort a submission by its id; False when nothing of it is running or waiting."""
+        streams = {s for s in list(self._streams.values()) if s.request_id == request_id}
+        for stream in streams:
+            stream._loop.call_soon_threadsafe(
+                stream._break, EngineDeadError(f"request {request_id} was aborted")
+            )
+            self._post(_Abort(stream.choice_ids))
+        return bool(streams)
+
+    def snapshot(self) -> EngineSnapshot:
+        """The load as it stands; numbers may be one step old."""
+        scheduler = self.engine.scheduler
+        return EngineSnapshot(
+            scheduler.num_running, scheduler.num_waiting, scheduler.kv_cache.usage
+        )
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine makes progress: its thread lives and no step is stuck."""
+        if self._thread is None or self._is_dead:
+            return False
+        started = self._step_started
+        return started is None or time.monotonic() - started < STUCK_STEP_S
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self.is_healthy and not self._is_draining
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new requests; wait for the running ones, then abort what is left."""
+        self._is_draining = True
+        deadline = time.monotonic() + timeout_s
+        while not self._is_dead and not self._idle.is_set():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.to_thread(self._idle.wait, min(left, 1.0))
+        self._post(_Abort(tuple(self._streams)))
+
+    def close(self) -> None:
+        """Stop the engine thread and wait for it."""
+        if self._thread is not None and self._thread.is_alive():
+            self._inbox.put(_Stop())
+            self._thread.join()
+        self._is_dead = True
+
+    def _require_alive(self) -> None:
+        if self._is_draining:
+            raise EngineDeadError("the server is shutting down and takes no new requests")
+        if self._thread is None or self._is_dead:
+            raise EngineDeadError("the engine has stopped")
+
+    def _post(self, message: _Submit | _Abort) -> None:
+        """Hand a message to the engine thread."""
+        with self._lock:
+            # A message posted after the thread ended would never be answered.
+            if self._is_dead:
+                if isinstance(message, _Submit):
+                    raise EngineDeadError("the engine has stopped")
+                return
+            self._idle.clear()
+            self._inbox.put(message)
+
+    # --- engine thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error = EngineDeadError("the engine was stopped")
+        try:
+            self._loop()
+        except Exception as cause:  # loud, and the end of this engine
+            logger.exception("the engine thread died")
+            error = EngineDeadError(f"the engine died: {type(cause).__name__}")
+        finally:
+            with self._lock:
+                self._is_dead = True
+                self._idle.set()
+            for stream in set(self._streams.values()):
+                _call(stream, lambda s=stream: s._break(error))  # type: ignore[misc]
+            while not self._inbox.empty():
+                message = self._inbox.get()
+                if isinstance(message, _Submit):
+                    _call(message.stream, lambda s=message.stream: s._break(error))  # type: ignore[misc]
+
+    def _loop(self) -> None:
+        while True:
+            while not self.engine.has_work or not self._inbox.empty():
+                if not self.engine.has_work and self._inbox.empty():
+                    with self._lock:
+                        if self._inbox.empty():
+                            self._idle.set()
+                message = self._inbox.get()
+                if isinstance(message, _Stop):
+                    return
+                self._handle(message)
+            self._step_started = time.monotonic()
+            outputs = self.engine.step()
+            self._step_started = None
+            self._deliver(outputs)
+
+    def _handle(self, message: _Submit | _Abort) -> None:
+        if isinstance(message, _Abort):
+            for request_id in message.request_ids:
+                self.engine.abort(request_id)
+                self._streams.pop(request_id, None)
+            return
+        stream = message.stream
+        error: MomaserveError | None = None
+        try:
+            self.engine.add(message.requests)
+        except MomaserveError as refused:
+            error = refused
+        else:
+            self._streams.update(dict.fromkeys(stream.choice_ids, stream))
+        _call(stream, lambda: stream._accept(error))
+
+    def _deliver(self, outputs: list[TokenOutput]) -> None:
+        """Hand a step's outputs over, with one wake-up per event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[GenerationStream, TokenOutput]]] = {}
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue
+            if output.finish_reason is not None:
+                del self._streams[output.request_id]
+            by_loop.setdefault(stream._loop, []).append((stream, output))
+        for pairs in by_loop.values():
+            _call(pairs[0][0], lambda pairs=pairs: _put_all(pairs))  # type: ignore[misc]
+
+
+def _put_all(pairs: list[tuple[GenerationStream, TokenOutput]]) -> None:
+    for stream, output in pairs:
+        stream._put(output)
+
+
+def _call(stream: GenerationStream, function: Callable[[], None]) -> None:
+    """Run `function` on the stream's loop; a loop that is gone has nobody waiting."""
+    try:
+        stream._loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        logger.debug("the event loop of request %s is closed", stream.request_id)

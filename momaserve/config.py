@@ -1,0 +1,102 @@
+"""Engine configuration: frozen, composed, checked when built. Measured values live elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from momaserve.errors import ConfigError
+
+
+class RoutingPolicy(StrEnum):
+    """How an expert (or a depth-routed layer) and a token find each other (model.md, 4)."""
+
+    CAUSAL = "causal"
+    CALIBRATED = "calibrated"
+    EXPERT_CHOICE = "expert_choice"
+    THRESHOLD = "threshold"
+
+
+SERVABLE_POLICIES = (RoutingPolicy.CAUSAL, RoutingPolicy.CALIBRATED)
+"""Policies that may route any token of a served request."""
+
+PROMPT_POLICIES = (*SERVABLE_POLICIES, RoutingPolicy.EXPERT_CHOICE)
+"""Policies that may route the prompt of a served request."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """How KV memory is cut into blocks. Says nothing about how many fit: that is measured."""
+
+    block_size: int = 16
+    """Tokens per block; a power of two."""
+    kv_cache_bytes: int | None = None
+    """Bytes for all blocks; None gives every running request room for a whole context, up to
+    1 GiB on a CPU."""
+
+    def __post_init__(self) -> None:
+        size = self.block_size
+        _require(
+            size >= 1 and size & (size - 1) == 0, f"block_size must be a power of two, got {size}"
+        )
+        _require(
+            self.kv_cache_bytes is None or self.kv_cache_bytes > 0,
+            f"kv_cache_bytes must be positive, got {self.kv_cache_bytes}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How many requests and tokens the engine takes on at once."""
+
+    max_num_requests: int = 32
+    """Requests that run at the same time; more wait."""
+    max_num_step_tokens: int = 512
+    """New tokens computed in one step, all requests together."""
+    max_queued_requests: int = 256
+    """Requests that may wait; one more is refused."""
+    max_queued_tokens: int = 1 << 20
+    """Prompt tokens of all waiting requests together; a request beyond them is refused."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that shapes an engine besides the checkpoint itself."""
+
+    dtype: str = "auto"
+    """auto | float32 | bfloat16 | float16."""
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    threads: int | None = None
+    """Torch threads; None leaves torch's own choice."""
+    max_model_len: int | None = None
+    """Longest prompt plus output in tokens; None is the checkpoint's own limit."""
+    routing: RoutingPolicy = RoutingPolicy.CAUSAL
+    prompt_routing: RoutingPolicy | None = None
+    """Policy of prompt tokens; None is the same as `routing`."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, got {self.dtype!r}")
+        devices = ("auto", "cpu", "cuda")
+        _require(self.device in devices, f"device must be one of {devices}, got {self.device!r}")
+        _require(
+            self.threads is None or self.threads >= 1,
+            f"threads must be at least 1, got {self.threads}",
+        )
+        _require(
+            self.max_model_len is None or self.max_model_len >= 1,
+            f"max_model_len must be at least 1, got {self.max_model_len}",
+        )

@@ -1,0 +1,1 @@
+"""Scheduling and KV bookkeeping: integers only, no torch."""

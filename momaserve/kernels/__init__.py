@@ -1,0 +1,1 @@
+"""Functions on tensors. Every kernel has its plain-torch twin in `reference`."""

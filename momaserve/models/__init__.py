@@ -1,0 +1,1 @@
+"""Checkpoints as programs: configuration, modules, weight loading, presets."""

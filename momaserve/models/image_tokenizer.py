@@ -1,0 +1,188 @@
+"""Convolutional autoencoder with finite scalar quantisation: pixels <-> image codes.
+
+Knows tensors only; pictures as files or PIL images belong to `momaserve.tokens.image`.
+`image_tokenizer/config.json` of a checkpoint holds the fields of `ImageTokenizerConfig`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from momaserve.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTokenizerConfig:
+    """Shape of the autoencoder.
+
+    The encoder halves the resolution once by pixel unshuffling and then once per further
+    entry of `encoder_channels`; the decoder mirrors it. Three entries make a picture of
+    64 x 64 pixels into 8 x 8 codes.
+    """
+
+    model_type: str = "fsq"
+    image_size: int = 64
+    """Height and width of a picture in pixels."""
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    """Quantisation levels per latent dimension; their product is the number of codes."""
+    encoder_channels: tuple[int, ...] = (32, 64, 128)
+    """Channels at 1/2, 1/4, 1/8 of the resolution."""
+    decoder_channels: tuple[int, ...] = (48, 96, 192)
+    """Channels at 1/2, 1/4, 1/8 of the resolution."""
+    blocks_per_stage: int = 2
+    """Residual blocks of the decoder at each resolution (the encoder has half, at least 1)."""
+
+    def __post_init__(self) -> None:
+        if self.model_type != "fsq":
+            raise CheckpointError(
+                f"image tokenizer: model_type must be 'fsq', got {self.model_type!r}"
+            )
+        if len(self.encoder_channels) != len(self.decoder_channels):
+            raise CheckpointError(
+                "image tokenizer: encoder_channels and decoder_channels differ in length: "
+                f"{len(self.encoder_channels)} and {len(self.decoder_channels)}"
+            )
+        if self.image_size < 1 or self.image_size % self.downsampling:
+            raise CheckpointError(
+                f"image tokenizer: image_size {self.image_size} is not a multiple of "
+                f"{self.downsampling}"
+            )
+        if not self.levels or min(self.levels) < 2:
+            raise CheckpointError(f"image tokenizer: levels must be >= 2, got {self.levels}")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per code along one axis."""
+        return 2 ** len(self.encoder_channels)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one axis."""
+        return self.image_size // self.downsampling
+
+    @property
+    def num_codes(self) -> int:
+        return math.prod(self.levels)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ImageTokenizerConfig:
+        """Raises CheckpointError for unknown keys."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise CheckpointError(f"image_tokenizer/config.json: unknown keys {unknown}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds each latent dimension to one of a few levels (Mentzer et al., 2309.15505)."""
+
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Squash z [..., d] so that rounding gives exactly `levels` values per dimension."""
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        shift = torch.atanh(offset / half)
+        return torch.tanh(z + shift) * half - offset
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z [..., d] -> quantised values in [-1, 1], gradient passed straight through."""
+        bounded = self.bound(z)
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return rounded / (self.levels // 2)
+
+    def to_codes(self, z: Tensor) -> Tensor:
+        """z [..., d] -> code numbers [...]."""
+        digits = self.bound(z).round().long() + self.levels // 2
+        return (digits * self.basis).sum(-1)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Code numbers [...] -> quantised values [..., d] as `forward` gives them."""
+        digits = codes.unsqueeze(-1) // self.basis % self.levels
+        half = self.levels // 2
+        return (digits - half).float() / half
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + h
+
+
+def _encoder(config: ImageTokenizerConfig) -> nn.Sequential:
+    channels = config.encoder_channels
+    blocks = max(1, config.blocks_per_stage // 2)
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[0], 3, padding=1)]
+    for i, width in enumerate(channels):
+        if i:
+            layers.append(nn.Conv2d(channels[i - 1], width, 4, stride=2, padding=1))
+        layers += [ResidualBlock(width) for _ in range(blocks)]
+    layers += [nn.SiLU(), nn.Conv2d(channels[-1], len(config.levels), 1)]
+    return nn.Sequential(*layers)
+
+
+def _decoder(config: ImageTokenizerConfig) -> nn.Sequential:
+    channels = config.decoder_channels[::-1]
+    layers: list[nn.Module] = [nn.Conv2d(len(config.levels), channels[0], 3, padding=1)]
+    for i, width in enumerate(channels):
+        if i:
+            layers += [nn.Conv2d(channels[i - 1], 4 * width, 1), nn.PixelShuffle(2)]
+        layers += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
+    layers += [nn.SiLU(), nn.Conv2d(channels[-1], 12, 3, padding=1), nn.PixelShuffle(2)]
+    return nn.Sequential(*layers)
+
+
+class ImageAutoencoder(nn.Module):
+    """Encoder, quantiser and decoder. Pixels are RGB floats in [-1, 1], [B, 3, S, S]."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _encoder(config)
+        self.quantizer = FiniteScalarQuantizer(config.levels)
+        self.decoder = _decoder(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Reconstruction of `pixels`, differentiable in encoder and decoder."""
+        z = self.encoder(pixels).permute(0, 2, 3, 1)
+        quantised: Tensor = self.quantizer(z).permute(0, 3, 1, 2)
+        out: Tensor = self.decoder(quantised.contiguous())
+        return out
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> codes [B, N] in raster order."""
+        z = self.encoder(pixels).permute(0, 2, 3, 1)
+        return self.quantizer.to_codes(z).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, N] in raster order -> pixels [B, 3, S, S] clamped to [-1, 1]."""
+        side = self.config.grid_size
+        z = self.quantizer.from_codes(codes.view(-1, side, side))
+        pixels: Tensor = self.decoder(z.permute(0, 3, 1, 2).contiguous())
+        return pixels.clamp(-1, 1)

@@ -1,0 +1,45 @@
+"""What comes out of the engine: immutable messages, one per request and step that made tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probabilities at one position, over the whole vocabulary, before masks and sampling."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest (token id, log-probability) pairs, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """New tokens of one request.
+
+    `begin_image` and `end_image` ids that the grammar forced are among the tokens; a forced
+    token carries the log-probability 0 (the grammar left no choice).
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One per token of `token_ids`, when the request asked for them."""
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """Entries for prompt tokens 1, 2, … (the first token has none); on one output only."""
+    finish_reason: FinishReason | None = None
+    """Set on the last output of a request."""
+    stop_token_id: int | None = None
+    """The id that ended the request, if one did; it is not among `token_ids`."""
+    error: str | None = None
+    """What went wrong, when `finish_reason` is ERROR."""

@@ -1,0 +1,65 @@
+"""What the engine tells whoever watches it: immutable records, one per step or request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from momaserve.outputs import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """One engine step."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    """Share of blocks in use, 0 to 1."""
+    num_tokens: int
+    """Tokens computed in the step, all requests together."""
+    prompt_tokens: int
+    generated_text_tokens: int
+    generated_image_tokens: int
+    images: int
+    """Pictures completed."""
+    step_s: float
+    first_token_latencies_s: tuple[float, ...]
+    """Arrival to first token of requests that got theirs in this step."""
+    inter_token_latencies_s: tuple[float, ...]
+    expert_tokens: tuple[tuple[int, str, tuple[int, ...]], ...]
+    """(layer, group, tokens per expert)."""
+    experts_per_token: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By group: how many (token, layer) pairs got 0, 1, ... E experts."""
+    depth_tokens: tuple[tuple[int, int, int], ...] = ()
+    """(layer, tokens taken, tokens skipped)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStats:
+    """One finished request (each of the n choices is one)."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    queue_s: float
+    """Arrival to first scheduled step."""
+    prefill_s: float
+    """First scheduled step to first token."""
+    decode_s: float
+    """First token to last."""
+    e2e_s: float
+    time_per_output_token_s: float | None
+    """None with fewer than two generated tokens."""
+    image_latencies_s: tuple[float, ...] = ()
+    """From begin_image to the last code, one per picture."""
+
+
+class StatsListener(Protocol):
+    """Is called on the engine thread; must be quick and must not raise."""
+
+    def on_step(self, stats: StepStats) -> None: ...
+
+    def on_finished(self, stats: RequestStats) -> None: ...
+
+    def on_rejected(self, reason: str) -> None: ...

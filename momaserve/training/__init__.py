@@ -1,0 +1,1 @@
+"""Training of the demo checkpoint: its data, its picture tokenizer and its language model."""

@@ -1,0 +1,75 @@
+"""The dictionary's files as the trainers read them: items, pictures, glosses, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from momaserve.errors import DataError
+from momaserve.training.dictionary.item import Item
+
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|pad|>",
+    "<|eos|>",
+    "<|begin_image|>",
+    "<|end_image|>",
+    "<|sep|>",
+)
+_PHRASES = (
+    "draw a draw an picture of a picture of an what is this? name this picture define "
+    "what is a what is an what does mean? tell me about"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What `momaserve.training.dictionary.build` wrote; pictures are uint8 [N, S, S, 3]."""
+
+    items: list[Item]
+    pictures: np.ndarray  # type: ignore[type-arg]
+    glosses: list[tuple[str, str]]
+
+    @classmethod
+    def load(cls, directory: Path) -> Corpus:
+        """Raises DataError when the directory does not hold a built dictionary."""
+        try:
+            lines = (directory / "items.jsonl").read_text(encoding="utf-8").splitlines()
+            items = [Item(**json.loads(line)) for line in lines]
+            pictures = np.load(directory / "glyphs.npy", mmap_mode="r", allow_pickle=False)
+            lines = (directory / "glosses.jsonl").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{directory} holds no dictionary ({error}); make it with "
+                f"`python -m momaserve.training.dictionary.build --out {directory}`"
+            ) from error
+        glosses = [(entry["word"], entry["gloss"]) for entry in map(json.loads, lines)]
+        return cls(items, pictures, glosses)
+
+    def select(self, kinds: frozenset[str], split: str) -> list[Item]:
+        """Items of some kinds in one split, in order of id."""
+        return [item for item in self.items if item.kind in kinds and item.split == split]
+
+
+def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over names, keywords and glosses; special tokens take the first ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = [_PHRASES] * 50
+    for item in corpus.items:
+        texts += [item.name, f"a {item.name}", ", ".join(item.keywords)]
+    for word, gloss in corpus.glosses:
+        texts += [word, f"define {word}", gloss]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,0 +1,1 @@
+"""The HTTP server and the `momaserve` command. Knows only the engine's public names."""

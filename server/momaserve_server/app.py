@@ -1,0 +1,83 @@
+"""Puts the web application together. Starts and stops the engine with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from momaserve import __version__
+from momaserve.async_engine import AsyncEngine
+from momaserve_server import (
+    routes_chat,
+    routes_completions,
+    routes_health,
+    routes_images,
+    routes_models,
+    routes_playground,
+)
+from momaserve_server.context import ServerContext
+from momaserve_server.errors import install_error_handlers
+from momaserve_server.metrics import ServerMetrics
+from momaserve_server.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from momaserve_server.openapi import describe_bodies
+from momaserve_server.schemas_chat import ChatRequest
+from momaserve_server.schemas_completions import CompletionRequest
+from momaserve_server.schemas_images import ImageRequest
+from momaserve_server.settings import ServerSettings
+from momaserve_server.workers import Workers
+
+ROUTES = (
+    routes_chat,
+    routes_completions,
+    routes_images,
+    routes_models,
+    routes_health,
+    routes_playground,
+)
+
+
+def create_app(
+    async_engine: AsyncEngine, settings: ServerSettings, *, metrics: ServerMetrics
+) -> FastAPI:
+    """The application over one engine.
+
+    Its lifespan owns the engine's: it starts the engine thread, and at the end lets running
+    requests finish for up to `settings.drain_timeout_s` before it closes the engine.
+
+    Args:
+        metrics: the listener that `async_engine` was built with.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        async_engine.start()
+        yield
+        await async_engine.drain(settings.drain_timeout_s)
+        await anyio.to_thread.run_sync(async_engine.close)
+
+    app = FastAPI(
+        title="momaserve",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.context = ServerContext(
+        async_engine=async_engine,
+        settings=settings,
+        metrics=metrics,
+        workers=Workers(settings.worker_threads),
+        model_name=settings.served_model_name or async_engine.engine.model_name,
+        created_s=int(time.time()),
+    )
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestIdMiddleware)
+    install_error_handlers(app)
+    for module in ROUTES:
+        app.include_router(module.router)
+    describe_bodies(app, (ChatRequest, CompletionRequest, ImageRequest))
+    return app

@@ -1,0 +1,107 @@
+"""The `momaserve` command. Loads a subcommand's package only when it is chosen.
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. A user's mistake is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from momaserve import __version__
+from momaserve.errors import ConfigError, MomaserveError
+
+FAILED = 1
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand as two modules: one is light and knows the arguments, one does the work."""
+
+    help: str
+    module: str
+    """Has `run(args) -> int`."""
+    arguments: str = ""
+    """Has `add_arguments(parser)`; left out, `module` has it."""
+
+
+COMMANDS = {
+    "serve": Command(
+        "serve a checkpoint over HTTP, with a playground page",
+        "momaserve_server.serving",
+        "momaserve_server.serve_options",
+    ),
+    "generate": Command(
+        "answer one prompt here, without a server; pictures become PNG files",
+        "momaserve_server.generate",
+        "momaserve_server.generate_options",
+    ),
+    "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve.models.info"),
+    "eval-demo": Command("quality of the demo", "momaserve.training.commands.eval_demo"),
+    "train": Command("train a model", "momaserve.training.commands.train"),
+    "train-image-tokenizer": Command(
+        "train pixels <-> codes", "momaserve.training.commands.train_image_tokenizer"
+    ),
+    "fit-routers": Command(
+        "train auxiliary routers of a frozen model", "momaserve.training.commands.fit_routers"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` names; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ConfigError as error:
+        return _fail(words[0], str(error), BAD_USAGE)
+    except MomaserveError as error:
+        return _fail(words[0], str(error), FAILED)
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        _overview().print_help(sys.stderr)
+        return BAD_USAGE
+    if words[0] not in COMMANDS:
+        _overview().parse_args(words)  # prints and exits, or finds the mistake and exits
+    name, command = words[0], COMMANDS[words[0]]
+    parser = argparse.ArgumentParser(
+        prog=f"momaserve {name}", description=f"{command.help[0].upper()}{command.help[1:]}."
+    )
+    try:
+        import_module(command.arguments or command.module).add_arguments(parser)
+        args = parser.parse_args(words[1:])
+        code: int = import_module(command.module).run(args)
+    except ModuleNotFoundError as error:
+        return _fail(name, f"needs the Python package {error.name!r}: {error}", FAILED)
+    return code
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="momaserve",
+        description="Serve and train modality-aware sparse models: text and pictures, one model.",
+        epilog="'momaserve COMMAND --help' shows a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"momaserve {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return parser
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"momaserve {name}: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

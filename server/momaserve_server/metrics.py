@@ -1,0 +1,141 @@
+"""Prometheus metrics of one server (design: api.md, Metrics). Own registry, no globals.
+
+The engine thread writes through the `StatsListener` methods, the event loop through `on_...`
+of its own; the clients of prometheus_client lock for themselves.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from momaserve.async_engine import AsyncEngine
+from momaserve.outputs import FinishReason
+from momaserve.stats import RequestStats, StepStats
+from momaserve_server.routing_metrics import RoutingCollector
+
+PREFIX = "momaserve_"
+
+FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+SLOW_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+class ServerMetrics:
+    """A `momaserve.stats.StatsListener` that keeps what `/metrics` shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._routing = RoutingCollector(PREFIX)
+        self.registry.register(self._routing)
+
+        self._running = self._gauge("num_requests_running", "Requests in execution.")
+        self._waiting = self._gauge("num_requests_waiting", "Requests waiting to be processed.")
+        self._kv_usage = self._gauge("kv_cache_usage_perc", "KV blocks in use, 0 to 1.")
+
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self._generated = self._counter(
+            "generation_tokens", "Tokens generated, by modality.", "modality"
+        )
+        self._success = self._counter(
+            "request_success", "Requests that finished, by reason.", "finished_reason"
+        )
+        self._rejected = self._counter(
+            "requests_rejected", "Requests refused before they started, by reason.", "reason"
+        )
+        self._aborted = self._counter(
+            "requests_aborted", "HTTP requests ended before they finished, by reason.", "reason"
+        )
+        self._images = self._counter("images_generated", "Pictures finished.")
+
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", (*FAST_S, *SLOW_S[5:])
+        )
+        self._inter_token = self._histogram(
+            "inter_token_latency_seconds", "Time between tokens of a request.", (*FAST_S, 2.5, 5.0)
+        )
+        self._per_output_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time per token of a request, after its first.",
+            (*FAST_S, 2.5, 5.0),
+        )
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to end.", SLOW_S)
+        self._queue = self._histogram("request_queue_time_seconds", "Time in the queue.", SLOW_S)
+        self._prefill = self._histogram(
+            "request_prefill_time_seconds", "Time computing the prompt.", SLOW_S
+        )
+        self._decode = self._histogram("request_decode_time_seconds", "Time generating.", SLOW_S)
+        self._image_latency = self._histogram(
+            "image_latency_seconds", "begin_image to the last token of a picture.", SLOW_S
+        )
+        self._step_tokens = self._histogram(
+            "iteration_tokens", "Tokens computed in one step.", STEP_TOKENS
+        )
+        self._step = self._histogram("step_seconds", "Time of one step.", (*FAST_S, 2.5, 5.0))
+        self._request_prompt = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of a request.", TOKENS
+        )
+        self._request_generation = self._histogram(
+            "request_generation_tokens", "Tokens that a request generated.", TOKENS
+        )
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+
+    def on_step(self, stats: StepStats) -> None:
+        """One step of the engine. The gauges are read when `/metrics` is, not here."""
+        self._prompt_tokens.inc(stats.prompt_tokens)
+        self._generated.labels("text").inc(stats.generated_text_tokens)
+        self._generated.labels("image").inc(stats.generated_image_tokens)
+        self._images.inc(stats.images)
+        self._step.observe(stats.step_s)
+        self._step_tokens.observe(stats.num_tokens)
+        for latency_s in stats.first_token_latencies_s:
+            self._first_token.observe(latency_s)
+        for latency_s in stats.inter_token_latencies_s:
+            self._inter_token.observe(latency_s)
+        self._routing.add(stats)
+
+    def on_finished(self, stats: RequestStats) -> None:
+        """One choice ended. Aborted ones are counted by whoever ended them."""
+        if stats.finish_reason not in FINISHED:
+            if stats.finish_reason is FinishReason.ERROR:
+                self._success.labels("error").inc()
+            return
+        self._success.labels(str(stats.finish_reason)).inc()
+        self._e2e.observe(stats.e2e_s)
+        self._queue.observe(stats.queue_s)
+        self._prefill.observe(stats.prefill_s)
+        self._decode.observe(stats.decode_s)
+        self._request_prompt.observe(stats.num_prompt_tokens)
+        self._request_generation.observe(stats.num_generated_tokens)
+        if stats.time_per_output_token_s is not None:
+            self._per_output_token.observe(stats.time_per_output_token_s)
+        for latency_s in stats.image_latencies_s:
+            self._image_latency.observe(latency_s)
+
+    def on_rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+    def on_stop_string(self) -> None:
+        """A choice ended at a stop string, of which the engine knows nothing."""
+        self._success.labels(str(FinishReason.STOP)).inc()
+
+    def on_aborted(self, reason: str) -> None:
+        self._aborted.labels(reason).inc()
+
+    def render(self, async_engine: AsyncEngine) -> bytes:
+        """The text of `/metrics`, with the gauges as they are now."""
+        snapshot = async_engine.snapshot()
+        self._running.set(snapshot.num_running)
+        self._waiting.set(snapshot.num_waiting)
+        self._kv_usage.set(snapshot.kv_cache_usage)
+        return generate_latest(self.registry)

@@ -1,0 +1,137 @@
+"""`POST /v1/images/generations`: OpenAI's picture route, whole or growing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from momaserve.errors import SamplingError
+from momaserve.tokens.detokenize import ImageDone, ImageProgress
+from momaserve.tokens.processor import Processor
+from momaserve_server.body import read_body
+from momaserve_server.context import ServerContext, context_of, request_id_of
+from momaserve_server.generation import Generation, TokenCounts
+from momaserve_server.openapi import json_body
+from momaserve_server.pictures import PartialSchedule, PictureRenderer, require_pixels
+from momaserve_server.sampling_params import image_params
+from momaserve_server.schemas_images import ImageRequest
+from momaserve_server.sse import EventStreamResponse, encode_event, until_disconnect
+
+router = APIRouter()
+
+
+@router.post("/v1/images/generations", openapi_extra=json_body(ImageRequest))
+async def create_image(request: Request) -> Response:
+    context = context_of(request)
+    context.check_accepting()
+    body = await read_body(request, ImageRequest, context.workers)
+    context.check_model(body.model)
+    engine = context.async_engine.engine
+    params = image_params(body, engine)
+    size = _checked_size(body.size, engine.processor)
+    prompt = await context.workers.run(engine.processor.encode_text, body.prompt)
+    generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
+    reply = ImageReply(context, body, generation, params.n, size)
+    if body.stream:
+        return EventStreamResponse(reply.stream(), generation.aclose)
+    try:
+        return JSONResponse(await until_disconnect(request.receive, reply.whole()))
+    finally:
+        await generation.aclose()
+
+
+def _checked_size(asked: str | None, processor: Processor) -> str:
+    """The model's one picture size, as "64x64"."""
+    side = require_pixels(processor).image_size
+    size = f"{side}x{side}"
+    if asked not in (None, "auto", size):
+        raise SamplingError(f"size must be 'auto' or {size!r}, got {asked!r}", param="size")
+    return size
+
+
+class ImageReply:
+    """Turns one generation into events or into one object."""
+
+    def __init__(
+        self,
+        context: ServerContext,
+        body: ImageRequest,
+        generation: Generation,
+        num_images: int,
+        size: str,
+    ) -> None:
+        processor = context.async_engine.engine.processor
+        self._created_s = int(time.time())
+        self._generation = generation
+        self._num_images = num_images
+        self._renderer = PictureRenderer(processor, context.workers)
+        self._num_partial = body.partial_images or 0
+        self._format = {
+            "size": size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": "png",
+        }
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """OpenAI's event names; like OpenAI's, this stream has no [DONE] unless it fails."""
+        schedules = [PartialSchedule(self._num_partial) for _ in range(self._num_images)]
+        shown = [0] * self._num_images
+        async with aclosing(self._generation.deltas()) as deltas:
+            async for delta in deltas:
+                index = delta.index
+                for event in delta.events:
+                    if isinstance(event, ImageDone):
+                        png = await self._renderer.whole(event.token_ids)
+                        usage = _usage(self._generation.counts, len(event.token_ids))
+                        yield self._event("completed", index, png, {"usage": usage})
+                    elif isinstance(event, ImageProgress) and schedules[index].is_due(
+                        event.index, event.num_tokens, event.total
+                    ):
+                        png = await self._renderer.partial(event.token_ids)
+                        fields = {"partial_image_index": shown[index]}
+                        yield self._event("partial_image", index, png, fields)
+                        shown[index] += 1
+
+    async def whole(self) -> dict[str, Any]:
+        """OpenAI's `ImagesResponse`."""
+        pictures = [""] * self._num_images
+        async with aclosing(self._generation.deltas()) as deltas:
+            async for delta in deltas:
+                for event in delta.events:
+                    if isinstance(event, ImageDone):
+                        pictures[delta.index] = await self._renderer.whole(event.token_ids)
+        counts = self._generation.counts
+        return {
+            "created": self._created_s,
+            **self._format,
+            "data": [{"b64_json": picture} for picture in pictures],
+            "usage": _usage(counts, counts.image_tokens),
+        }
+
+    def _event(self, name: str, index: int, png: str, fields: dict[str, Any]) -> bytes:
+        kind = f"image_generation.{name}"
+        data = {
+            "type": kind,
+            "index": index,
+            "b64_json": png,
+            "created_at": self._created_s,
+            **self._format,
+            **fields,
+        }
+        return encode_event(data, kind)
+
+
+def _usage(counts: TokenCounts, output_tokens: int) -> dict[str, Any]:
+    return {
+        "input_tokens": counts.prompt_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": counts.prompt_tokens + output_tokens,
+        "input_tokens_details": {"text_tokens": counts.prompt_tokens, "image_tokens": 0},
+    }

@@ -1,0 +1,89 @@
+"""Request fields -> `SamplingParams`, over the checkpoint's own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from momaserve.config import RoutingPolicy
+from momaserve.engine import Engine
+from momaserve.sampling import Distribution, OutputMode, SamplingParams
+from momaserve_server.schemas_chat import ChatRequest
+from momaserve_server.schemas_common import ImageSamplingFields, SamplingFields
+from momaserve_server.schemas_completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from momaserve_server.schemas_images import ImageRequest
+
+
+def chat_params(body: ChatRequest, engine: Engine) -> SamplingParams:
+    """Raises SamplingError for a value out of its range."""
+    modalities = set(body.modalities or ["text"])
+    mode = OutputMode.INTERLEAVED if len(modalities) == 2 else OutputMode(modalities.pop())
+    return SamplingParams(
+        mode=mode,
+        max_tokens=_first_given(body.max_completion_tokens, body.max_tokens),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        **_text_fields(body, engine),
+    )
+
+
+def completion_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
+    """Raises SamplingError for a value out of its range."""
+    return SamplingParams(
+        mode=OutputMode.TEXT,
+        max_tokens=_first_given(body.max_tokens, DEFAULT_MAX_TOKENS),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+        **_text_fields(body, engine),
+    )
+
+
+def image_params(body: ImageRequest, engine: Engine) -> SamplingParams:
+    """Raises SamplingError for a value out of its range."""
+    return SamplingParams(mode=OutputMode.IMAGE, **_image_fields(body, engine))
+
+
+def _first_given(first: int | None, second: int | None) -> int | None:
+    return first if first is not None else second
+
+
+def _with_given(defaults: Distribution, **given: float | int | None) -> Distribution:
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(defaults, **changes)
+
+
+def _text_fields(body: SamplingFields, engine: Engine) -> dict[str, Any]:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return _image_fields(body, engine) | {
+        "text": _with_given(
+            engine.defaults.text,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            min_p=body.min_p,
+        ),
+        "stop": tuple(stop),
+        "stop_token_ids": tuple(body.stop_token_ids or ()),
+        "ignore_eos": bool(body.ignore_eos),
+        "logit_bias": dict(body.logit_bias or {}),
+    }
+
+
+def _image_fields(body: ImageSamplingFields, engine: Engine) -> dict[str, Any]:
+    routing = None if body.routing is None else RoutingPolicy(body.routing)
+    prompt_routing: RoutingPolicy | None = None
+    if body.prompt_routing == "same":
+        prompt_routing = routing or engine.config.routing
+    elif body.prompt_routing is not None:
+        prompt_routing = RoutingPolicy(body.prompt_routing)
+    return {
+        "n": 1 if body.n is None else body.n,
+        "seed": body.seed,
+        "image": _with_given(
+            engine.defaults.image,
+            temperature=body.image_temperature,
+            top_k=body.image_top_k,
+            top_p=body.image_top_p,
+        ),
+        "routing": routing,
+        "prompt_routing": prompt_routing,
+    }

@@ -1,0 +1,118 @@
+"""What all request bodies share: strictness, the fields we ignore, sampling fields.
+
+A field that is not named in a schema is refused by name. Three lists say which those are:
+the schemas themselves, `IgnoredFields` (OpenAI fields without meaning here, accepted so that
+stock clients work) and `UNSUPPORTED_FIELDS` (refused like any other, with a reason).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler
+from pydantic.functional_validators import WrapValidator
+from pydantic_core import PydanticCustomError
+
+UNSUPPORTED_FIELDS = {
+    "tools": "tool calls are not supported",
+    "tool_choice": "tool calls are not supported",
+    "functions": "tool calls are not supported",
+    "function_call": "tool calls are not supported",
+    "response_format": "constrained output is not supported",
+    "audio": "audio is not supported",
+    "web_search_options": "web search is not supported",
+    "prediction": "predicted outputs are not supported",
+    "reasoning_effort": "this model does not reason at length",
+    "repetition_penalty": "penalties are not supported yet",
+    "presence_penalty": "penalties are not supported yet",
+    "frequency_penalty": "penalties are not supported yet",
+    "guidance_scale": "guidance is not supported yet",
+    "best_of": "best_of is not supported; ask for n choices",
+    "suffix": "filling in the middle is not supported",
+}
+"""Known fields that cannot be honoured, and why; the message of their 400."""
+
+
+class StrictBody(BaseModel):
+    """No unknown fields, no conversions ("1" is not 1), no infinite or NaN numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class IgnoredFields(StrictBody):
+    """OpenAI fields that are accepted, whatever their value, and have no effect here.
+
+    They name the user's account, its storage or OpenAI's own infrastructure.
+    """
+
+    user: Any = None
+    store: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+
+IGNORED_FIELDS = frozenset(IgnoredFields.model_fields)
+
+
+def described(expected: str) -> WrapValidator:
+    """One readable error instead of one per member of a union."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError(
+                "wrong_shape", "must be {expected}", {"expected": expected}
+            ) from None
+
+    return WrapValidator(validate)
+
+
+Stop = Annotated[str | list[str], described("a string or a list of strings")]
+Modalities = Annotated[
+    list[Literal["text", "image"]], described('["text"], ["text", "image"] or ["image"]')
+]
+ServablePolicy = Literal["causal", "calibrated"]
+PromptPolicy = Literal["same", "causal", "calibrated", "expert_choice"]
+
+
+class StreamOptions(StrictBody):
+    include_usage: bool | None = None
+    include_obfuscation: Any = None
+    """OpenAI's padding against traffic analysis; accepted, has no effect."""
+
+
+class ImageSamplingFields(IgnoredFields):
+    """Fields of every route that generates. None means the checkpoint's own default."""
+
+    model: str | None = None
+    n: int | None = None
+    seed: int | None = None
+    image_temperature: float | None = None
+    image_top_k: int | None = None
+    image_top_p: float | None = None
+    routing: ServablePolicy | None = None
+    prompt_routing: PromptPolicy | None = None
+    stream: bool | None = None
+
+
+class SamplingFields(ImageSamplingFields):
+    """Fields of the routes that generate text, or text and pictures."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    max_tokens: int | None = None
+    stop: Stop | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)

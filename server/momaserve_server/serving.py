@@ -1,0 +1,140 @@
+"""`momaserve serve`: loads the checkpoint, listens, and drains when told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from momaserve.async_engine import AsyncEngine
+from momaserve.engine import Engine
+from momaserve.errors import MomaserveError
+from momaserve_server.app import create_app
+from momaserve_server.cli_options import checkpoint_path, engine_config, server_settings
+from momaserve_server.metrics import ServerMetrics
+from momaserve_server.settings import ServerSettings
+
+CLOSE_TIMEOUT_S = 5
+"""For sending what finished requests still have in the socket's buffer."""
+READY_POLL_S = 0.02
+
+
+class ListenError(MomaserveError):
+    """The address cannot be listened on."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn, except that the first SIGTERM or SIGINT drains before it closes the socket.
+
+    While draining, connections are still answered (new requests with a 503, running ones with
+    what they asked for). A second signal ends at once.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, async_engine: AsyncEngine, drain_timeout_s: float
+    ) -> None:
+        super().__init__(config)
+        self._async_engine = async_engine
+        self._drain_timeout_s = drain_timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+        self._num_signals = 0
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        if self._num_signals > 1 or self._loop is None or not self.started:
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
+
+    def _begin_drain(self, name: str) -> None:
+        _say(f"{name}: finishing running requests (up to {self._drain_timeout_s:g} s)")
+        self._drain = asyncio.ensure_future(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        try:
+            await self._async_engine.drain(self._drain_timeout_s)
+        finally:
+            self.should_exit = True
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal; returns the exit code."""
+    started = time.monotonic()
+    settings = server_settings(args)
+    config = engine_config(args)
+    checkpoint = checkpoint_path(args)
+    with _bound_socket(settings) as listening:
+        host, port = listening.getsockname()[:2]
+        _say(f"loading {checkpoint}")
+        metrics = ServerMetrics()
+        async_engine = AsyncEngine(Engine.load(checkpoint, config), listener=metrics)
+        app = create_app(async_engine, settings, metrics=metrics)
+        server = DrainingServer(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+            ),
+            async_engine,
+            settings.drain_timeout_s,
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        asyncio.run(_serve(server, listening, async_engine, address, started))
+    return 0 if server.started else 1
+
+
+async def _serve(
+    server: DrainingServer,
+    listening: socket.socket,
+    async_engine: AsyncEngine,
+    address: str,
+    started: float,
+) -> None:
+    announcing = asyncio.ensure_future(_announce(server, async_engine, address, started))
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        announcing.cancel()
+
+
+async def _announce(
+    server: DrainingServer, async_engine: AsyncEngine, address: str, started: float
+) -> None:
+    while not (server.started and async_engine.is_ready):
+        await asyncio.sleep(READY_POLL_S)
+    name = async_engine.engine.model_name
+    _say(f"ready after {time.monotonic() - started:.1f} s: {name} at {address} (Ctrl-C stops)")
+
+
+def _bound_socket(settings: ServerSettings) -> socket.socket:
+    """Bound before the checkpoint is loaded, so that a taken port is told of at once.
+
+    It does not listen yet: who comes too early is refused, not kept waiting.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ListenError(f"cannot listen on {host} port {port}: {reason}") from None
+    return bound
+
+
+def _say(line: str) -> None:
+    print(f"momaserve: {line}", file=sys.stderr, flush=True)
