@@ -28,7 +28,7 @@ from momaserve.request import Request
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
 from momaserve.runner.runner import Runner, StepResult
 from momaserve.runner.sampler import Sampler, SampleRow
-from momaserve.sampling import OutputMode, SamplingParams
+from momaserve.sampling import SamplingParams
 from momaserve.stats import RequestStats, StatsListener, StepStats
 from momaserve.tokens.grammar import GrammarState
 from momaserve.tokens.processor import Processor

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 BATCHED_ROWS = 64
 """Equal shares of at least this many rows are computed for all experts at once."""
 

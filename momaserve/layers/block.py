@@ -87,6 +87,8 @@ class Block(nn.Module):
         """The block itself over the taken tokens; rows of the others are meaningless."""
         if self.is_post_norm:
             h = x + self.attn_norm(self.self_attn(layer, x, angles, taken, batch))
-            return h + self.ffn_norm(self.experts(layer, h, taken, batch))
+            out: Tensor = h + self.ffn_norm(self.experts(layer, h, taken, batch))
+            return out
         h = x + self.self_attn(layer, self.attn_norm(x), angles, taken, batch)
-        return h + self.experts(layer, self.ffn_norm(h), taken, batch)
+        out = h + self.experts(layer, self.ffn_norm(h), taken, batch)
+        return out

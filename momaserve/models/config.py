@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,15 @@ from momaserve.errors import CheckpointError
 from momaserve.modality import Modality
 
 FORMAT_VERSION = 1
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -62,10 +72,15 @@ class ImageConfig:
         grid = values.pop("grid")
         _check_ints({k: v for k, v in values.items() if not k.endswith("_id")}, 1, "image.")
         _check_ints({k: v for k, v in values.items() if k.endswith("_id")}, 0, "image.")
-        ok = isinstance(grid, list) and len(grid) == 2 and all(type(g) is int for g in grid)
+        ok = (
+            isinstance(grid, list)
+            and len(grid) == 2
+            and all(type(side) is int and side > 0 for side in grid)
+        )
         _require(
             ok and math.prod(grid) == values["tokens_per_image"],
-            f"image.grid must be two integers whose product is tokens_per_image, got {grid!r}",
+            "image.grid must be two positive integers whose product is tokens_per_image "
+            f"{values['tokens_per_image']}, got {grid!r}",
         )
         return cls(grid=(grid[0], grid[1]), **values)
 
@@ -94,6 +109,8 @@ class ExpertGroupConfig:
             isinstance(name, str) and _GROUP_NAME.fullmatch(name) is not None,
             f"expert group name must match {_GROUP_NAME.pattern}, got {name!r}",
         )
+        if values["num_experts"] == 1 and not values.get("aux_hidden_size"):
+            values.pop("aux_hidden_size", None)  # unused, so null and 0 mean the default too
         values.setdefault("aux_hidden_size", max(1, hidden_size // 2))
         _check_ints(values, 1, f"expert_groups[{name}].")
         return cls(name=name, modalities=_modalities(labels, f"expert group {name}"), **values)
@@ -146,7 +163,7 @@ class DepthRoutingConfig:
         )
         aux = values.get("aux_hidden_size", max(1, hidden_size // 2))
         _check_ints({"aux_hidden_size": aux}, 1, "depth_routing.")
-        labels = values.get("modalities") or [m.label for m in Modality]
+        labels = values.get("modalities", [m.label for m in Modality])
         return cls(
             layers=tuple(layers),
             capacity=tuple(float(c) for c in capacity),
@@ -197,16 +214,15 @@ class ModelConfig:
             values["model_type"] == "moma",
             f"model_type must be 'moma', got {values['model_type']!r}",
         )
+        version = values["format_version"]
         _require(
-            values["format_version"] == FORMAT_VERSION,
-            f"format_version must be {FORMAT_VERSION}, got {values['format_version']!r}",
+            type(version) is int and version == FORMAT_VERSION,
+            f"format_version must be {FORMAT_VERSION}, got {version!r}",
         )
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        sizes += ("num_key_value_heads", "head_dim", "max_position_embeddings")
-        _check_ints({name: values[name] for name in sizes}, 1, "")
+        _check_ints({name: values[name] for name in _SIZES}, 1, "")
         for name in ("rms_norm_eps", "rope_theta"):
             value = values[name]
-            ok = type(value) in (int, float) and math.isfinite(value) and value > 0
+            ok = type(value) in (int, float) and 0 < value <= sys.float_info.max
             _require(ok, f"{name} must be a positive number, got {value!r}")
         for name in ("qk_norm", "tie_word_embeddings"):
             _require(type(values[name]) is bool, f"{name} must be a boolean, got {values[name]!r}")
@@ -271,6 +287,9 @@ class ModelConfig:
             if self.image is not None:
                 inside = self.image.first_token_id <= value < self.image.stop_token_id
                 _require(not inside, f"{name} {value} lies among the image ids")
+        for marker in ("image.begin_token_id", "image.end_token_id"):
+            clashes = [n for n, v in specials.items() if n != marker and v == specials.get(marker)]
+            _require(not clashes, f"{marker} is also {', '.join(clashes)}: {specials.get(marker)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `from_dict` reads."""
@@ -309,7 +328,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")

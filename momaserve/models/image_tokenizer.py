@@ -60,7 +60,7 @@ class ImageTokenizerConfig:
     @property
     def downsampling(self) -> int:
         """Pixels per code along one axis."""
-        return 2 ** len(self.encoder_channels)
+        return 1 << len(self.encoder_channels)
 
     @property
     def grid_size(self) -> int:
@@ -78,7 +78,10 @@ class ImageTokenizerConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise CheckpointError(f"image_tokenizer/config.json: unknown keys {unknown}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

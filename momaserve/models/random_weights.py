@@ -223,7 +223,8 @@ class _RoutingCode:
         first[:num_outputs] = router.weight
         second.zero_()
         second.fill_diagonal_(1.0)
-        return logits > cuts
+        selected: Tensor = logits > cuts
+        return selected
 
 
 def _cuts(logits: Tensor, eligible: Tensor, weight: Tensor, rate: float) -> list[float]:

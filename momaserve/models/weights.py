@@ -139,8 +139,10 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{index} has no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names a file outside the checkpoint: {name!r}")
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} must name safetensors files beside itself, not {name!r}"
+            )
     return [directory / name for name in names]
 
 
@@ -200,6 +202,27 @@ def assign(model: nn.Module, target: str, value: Tensor) -> None:
         owner._buffers[leaf] = value
 
 
+def read_headers(directory: Path, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and stored dtype (`F32`, `F16` or `BF16`) of every tensor; reads no weights.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or tensors that are missing, unknown, of a
+            wrong shape or of another type than float, each named.
+    """
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for path in weight_files(directory):
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
+                if name in found:
+                    raise CheckpointError(f"tensor {name} is in two files of {directory}")
+                view = file.get_slice(name)
+                found[name] = (tuple(view.get_shape()), view.get_dtype())
+    specs = tensor_specs(config)
+    _account(directory, found, specs)
+    _absent_optionals(found, specs)
+    return found
+
+
 def load_model(
     directory: Path, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
 ) -> MomaModel:
@@ -210,32 +233,26 @@ def load_model(
 
     Raises:
         CheckpointError: a file that cannot be read, or tensors that are missing, unknown, of a
-            wrong shape or of another type than float, each named.
+            wrong shape or of another type than float, or that hold NaN or infinite values, each
+            named.
     """
     specs = tensor_specs(config)
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
-    files = weight_files(directory)
-    for path in files:
-        with _open_safetensors(path) as file:
-            for name in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
-                if name in found:
-                    raise CheckpointError(f"tensor {name} is in two files of {directory}")
-                view = file.get_slice(name)
-                found[name] = (tuple(view.get_shape()), view.get_dtype())
-    _account(directory, found, specs)
+    found = read_headers(directory, config)
     without_aux, without_thresholds = _absent_optionals(found, specs)
     with torch.device("meta"):
         model = MomaModel(config, dtype)
     wanted = {
         name: tensor.dtype for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
-    for path in files:
+    for path in weight_files(directory):
         with _open_safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118
                 target = specs[name].target
                 tensor = file.get_tensor(name).to(device=device, dtype=wanted[target])
                 if not bool(tensor.isfinite().all()):
-                    raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")
+                    raise CheckpointError(
+                        f"{path}: tensor {name} holds NaN or infinite values as {tensor.dtype}"
+                    )
                 if name.endswith(".threshold"):
                     tensor = tensor.double().clamp(0, 1).logit().float()
                 assign(model, target, tensor)

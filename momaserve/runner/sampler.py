@@ -121,7 +121,7 @@ def _draw(scores: Tensor, rows: Sequence[SampleRow], keep: str) -> Tensor:
 
     # Scaling after subtracting the best keeps tiny temperatures from overflowing.
     best = scores.amax(-1, keepdim=True)
-    temperature = column((r.distribution.temperature for r in rows))
+    temperature = column(r.distribution.temperature for r in rows)
     scaled = (scores - best).double() / temperature
     ids: Tensor | None = None
     if keep == "top_k":
@@ -135,13 +135,13 @@ def _draw(scores: Tensor, rows: Sequence[SampleRow], keep: str) -> Tensor:
     probabilities = scaled.softmax(-1)
     if ids is not None:
         before = probabilities.cumsum(-1) - probabilities
-        top_p = column((r.distribution.top_p for r in rows))
+        top_p = column(r.distribution.top_p for r in rows)
         # The likeliest token has nothing before it, so it always stays.
         probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
-    min_p = column((r.distribution.min_p for r in rows))
+    min_p = column(r.distribution.min_p for r in rows)
     floor = probabilities.amax(-1, keepdim=True) * min_p
     probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
     cumulative = probabilities.cumsum(-1)
-    draws = column((uniform(r.seed, r.position) for r in rows)) * cumulative[:, -1:]
+    draws = column(uniform(r.seed, r.position) for r in rows) * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, draws, right=True).clamp_max(scaled.shape[1] - 1)
     return (index if ids is None else ids.gather(1, index)).squeeze(1)

@@ -173,7 +173,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
         return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - broken EXIF is no reason to refuse the picture
+    except Exception:
         return None
 
 

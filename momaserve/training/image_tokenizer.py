@@ -7,7 +7,6 @@ frozen, so that codes already used to train a language model stay valid.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def psnr(model: ImageAutoencoder, pictures: Tensor, batch_size: int = 64) -> float:
     """Mean peak signal-to-noise ratio in dB over pictures, uint8 [B, S, S, 3]."""
     values: list[Tensor] = []
-    for chunk in pictures.split(batch_size):
+    for first in range(0, len(pictures), batch_size):
+        chunk = pictures[first : first + batch_size]
         target = to_pixels(chunk)
         output = model.decode(model.encode(target))
         error = ((output - target) / 2).pow(2).flatten(1).mean(1)
@@ -129,7 +129,5 @@ def train_image_tokenizer(
 def save_image_tokenizer(model: ImageAutoencoder, directory: Path) -> None:
     """Write config.json and model.safetensors of an image tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        directory / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n"
-    )
+    write_atomically(directory / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")
     save_tensors(model.state_dict(), directory / "model.safetensors", {"format": "pt"})

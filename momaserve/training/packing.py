@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,7 @@ class PackedAttention:
             same = rows.documents.unsqueeze(2) == rows.documents.unsqueeze(1)
             self._mask = (same & causal.to(same.device)).unsqueeze(1)  # [R, 1, S, S]
 
-    def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None
-    ) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None) -> Tensor:
         """[T, H, K] x 3 with T = R * S -> [T, H, K]."""
         rows, size = self._shape
         mask = self._mask
@@ -65,7 +64,7 @@ class PackedAttention:
                 mask = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()[None, None]
             itself = torch.eye(size, dtype=torch.bool, device=q.device)
             mask = (mask & taken.view(rows, 1, 1, size)) | itself
-        parts = [x.unflatten(0, (rows, size)) for x in (q, k, v)]
+        parts = [x.view(rows, size, *x.shape[1:]) for x in (q, k, v)]
         out = reference.attend(parts[0], parts[1], parts[2], mask, is_causal=mask is None)
         return out.flatten(0, 1)
 
@@ -126,10 +125,10 @@ class Packer:
 
     def _rows(
         self,
-        token_ids: np.ndarray,  # type: ignore[type-arg]
-        learnt: np.ndarray,  # type: ignore[type-arg]
-        positions: np.ndarray,  # type: ignore[type-arg]
-        documents: np.ndarray | None,  # type: ignore[type-arg]
+        token_ids: np.ndarray[Any, Any],
+        learnt: np.ndarray[Any, Any],
+        positions: np.ndarray[Any, Any],
+        documents: np.ndarray[Any, Any] | None,
     ) -> PackedRows:
         targets = np.full_like(token_ids, -100)
         targets[:, :-1] = np.where(learnt[:, 1:], token_ids[:, 1:], -100)

@@ -199,7 +199,7 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def save_model(model: MomaModel, directory: Path, dtype: torch.dtype) -> None:
-    """Write config.json and model.safetensors atomically; untrained auxiliary routers are left out."""
+    """Write config.json and model.safetensors, weights in `dtype`."""
     save_config(model.config, directory)
     tensors = stored_tensors(model, dtype)
     save_tensors(tensors, directory / "model.safetensors", {"format": "pt"})

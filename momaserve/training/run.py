@@ -37,6 +37,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     temporary = path.with_name(path.name + ".tmp")
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(plain, temporary, metadata=metadata)
+    temporary.chmod(0o644)  # safetensors makes private files; a server may run as another user
     os.replace(temporary, path)
 
 

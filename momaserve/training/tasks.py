@@ -69,7 +69,12 @@ class DictionaryTasks:
         index = self._index_of.get(word) if rng.random() < 0.3 else None
         if index is None:
             question = rng.choice(
-                (word, f"define {word}", f"what is {article(word)} {word}?", f"what does {word} mean?")
+                (
+                    word,
+                    f"define {word}",
+                    f"what is {article(word)} {word}?",
+                    f"what does {word} mean?",
+                )
             )
         else:
             question = f"tell me about {word}"

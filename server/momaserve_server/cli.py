@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from momaserve import __version__
-from momaserve.errors import ConfigError, MomaserveError
+from momaserve.errors import ConfigError, MomaserveError, SamplingError
 
 FAILED = 1
 BAD_USAGE = 2
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except ConfigError as error:
+    except (ConfigError, SamplingError) as error:
         return _fail(words[0], str(error), BAD_USAGE)
     except MomaserveError as error:
         return _fail(words[0], str(error), FAILED)

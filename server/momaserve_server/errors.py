@@ -41,6 +41,8 @@ class InvalidBodyError(RequestError):
 class ModelNotFoundError(MomaserveError):
     """The request names a model that is not served here."""
 
+    param = "model"
+
 
 class BodyTooLargeError(MomaserveError):
     """The body is longer than the operator allows."""
@@ -144,7 +146,7 @@ def wire_error(error: BaseException) -> WireError:
         message=str(error),
         type=kind.type,
         code=error.code if isinstance(error, InvalidBodyError) else kind.code,
-        param=error.param if isinstance(error, RequestError) else None,
+        param=getattr(error, "param", None),
         headers=headers,
     )
 

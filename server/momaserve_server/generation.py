@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from momaserve.async_engine import ChoiceOutput
+from momaserve.async_engine import ChoiceOutput, GenerationStream
+from momaserve.errors import MomaserveError
 from momaserve.modality import Modality
 from momaserve.outputs import FinishReason, TokenLogprob
 from momaserve.sampling import SamplingParams
@@ -57,7 +57,7 @@ class TokenCounts:
 class Generation:
     """All choices of one HTTP request.
 
-    Owns its requests in the engine: whoever started it must call `aclose`, which aborts what
+    Owns its requests in the engine: whoever started it must call `close`, which aborts what
     still runs. Choice `i` of prompt `p` has the index `p * n + i`.
     """
 
@@ -66,10 +66,9 @@ class Generation:
     ) -> None:
         self._context = context
         self._params = params
-        self._streams: list[AsyncGenerator[ChoiceOutput, None]] = []
-        self._request_ids: list[str] = []
+        self._streams: list[GenerationStream] = []
         self._open = set(range(len(prompts) * params.n))
-        self._failed = False
+        self._is_told = False  # whether the client learns of the end from an error
         processor = context.async_engine.engine.processor
         self._decoders: list[OutputDecoder] = [
             processor.decoder(params.stop, prompt) for prompt in prompts for _ in range(params.n)
@@ -98,10 +97,9 @@ class Generation:
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
                 stream = await context.async_engine.generate(prompt, params, request_id=name)
                 generation._streams.append(stream)
-                generation._request_ids.append(name)
         except BaseException:
-            generation._failed = True
-            await generation.aclose()
+            generation._is_told = True
+            generation.close()
             raise
         return generation
 
@@ -111,42 +109,45 @@ class Generation:
         Raises:
             GenerationFailedError: the engine failed on this request.
             RequestAbortedError: something other than this request's reader ended it.
+            EngineDeadError: the engine stopped.
         """
-        async with aclosing(merged(self._streams)) as outputs:
-            async for number, item in outputs:
-                index = number * self._params.n + item.index
-                if index not in self._open:
-                    continue  # the step in which a stop string was found had a successor
-                yield self._delta(index, item)
-                if not self._open:
-                    return
-        if self._open:
-            self._failed = True
-            raise GenerationFailedError("the engine ended this request without finishing it")
+        try:
+            async with aclosing(merged(self._streams)) as outputs:
+                async for number, item in outputs:
+                    index = number * self._params.n + item.index
+                    if index not in self._open:
+                        continue  # made before the engine heard of a stop string
+                    yield self._delta(index, number, item)
+                    if not self._open:
+                        return
+        except MomaserveError:
+            self._is_told = True
+            if self._context.async_engine.is_draining:
+                self._context.metrics.on_aborted("drain")
+            raise
+        self._is_told = True
+        raise GenerationFailedError("the engine ended this request without finishing it")
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """End the request, whatever state it is in. May be called more than once."""
-        if self._open:
-            if not self._failed:
-                self._context.metrics.on_aborted("disconnect")
-            self._open.clear()
-            for request_id in self._request_ids:
-                self._context.async_engine.abort(request_id)
-        streams, self._streams = self._streams, []
-        closing = [asyncio.ensure_future(stream.aclose()) for stream in streams]
-        if closing:
-            # In tasks of their own: a cancelled caller must not stop the closing half-way.
-            await asyncio.shield(asyncio.gather(*closing, return_exceptions=True))
+        if self._open and not self._is_told:
+            self._context.metrics.on_aborted("disconnect")
+        self._open.clear()
+        for stream in self._streams:
+            stream.abort()
 
-    def _delta(self, index: int, item: ChoiceOutput) -> ChoiceDelta:
+    def _delta(self, index: int, number: int, item: ChoiceOutput) -> ChoiceDelta:
         output = item.output
-        self._raise_if_ended_early(output.finish_reason, output.error)
+        if output.finish_reason is FinishReason.ERROR:
+            raise GenerationFailedError(output.error or "the engine failed on this request")
+        if output.finish_reason is FinishReason.ABORT:
+            raise RequestAbortedError("the request was ended before it finished")
         decoder = self._decoders[index]
         events = decoder.push(output.token_ids)
         finish_reason: FinishReason | None = output.finish_reason
         if decoder.stopped:
             if finish_reason is None:
-                self._context.async_engine.abort(output.request_id)
+                self._streams[number].abort(item.index)
                 self._context.metrics.on_stop_string()
             finish_reason = FinishReason.STOP
         elif finish_reason is not None:
@@ -163,16 +164,6 @@ class Generation:
             prompt_logprobs=output.prompt_logprobs,
             finish_reason=None if finish_reason is None else str(finish_reason),
         )
-
-    def _raise_if_ended_early(self, reason: FinishReason | None, error: str | None) -> None:
-        if reason is FinishReason.ERROR:
-            self._failed = True
-            raise GenerationFailedError(error or "the engine failed on this request")
-        if reason is FinishReason.ABORT:
-            self._failed = True
-            is_draining = self._context.async_engine.is_draining
-            self._context.metrics.on_aborted("drain" if is_draining else "request")
-            raise RequestAbortedError("the request was ended before it finished")
 
     def _num_image_tokens(self, token_ids: Sequence[int]) -> int:
         modality_of = self._context.async_engine.engine.model_config.modality_of

@@ -45,11 +45,11 @@ async def create_chat_completion(request: Request) -> Response:
     generation = await Generation.start(context, [prompt], params, reply_id)
     reply = ChatReply(context, body, reply_id, generation, params.n)
     if body.stream:
-        return EventStreamResponse(reply.stream(), generation.aclose)
+        return EventStreamResponse(reply.stream(), generation.close)
     try:
         return JSONResponse(await until_disconnect(request.receive, reply.whole()))
     finally:
-        await generation.aclose()
+        generation.close()
 
 
 class ChatReply:

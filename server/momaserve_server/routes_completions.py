@@ -52,11 +52,11 @@ async def create_completion(request: Request) -> Response:
     ]
     reply = CompletionReply(context, body, reply_id, generation, choices)
     if body.stream:
-        return EventStreamResponse(reply.stream(), generation.aclose)
+        return EventStreamResponse(reply.stream(), generation.close)
     try:
         return JSONResponse(await until_disconnect(request.receive, reply.whole()))
     finally:
-        await generation.aclose()
+        generation.close()
 
 
 def _encode(processor: Processor, given: Sequence[str | list[int]]) -> list[Prompt]:

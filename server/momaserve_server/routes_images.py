@@ -39,11 +39,11 @@ async def create_image(request: Request) -> Response:
     generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
     reply = ImageReply(context, body, generation, params.n, size)
     if body.stream:
-        return EventStreamResponse(reply.stream(), generation.aclose)
+        return EventStreamResponse(reply.stream(), generation.close)
     try:
         return JSONResponse(await until_disconnect(request.receive, reply.whole()))
     finally:
-        await generation.aclose()
+        generation.close()
 
 
 def _checked_size(asked: str | None, processor: Processor) -> str:

@@ -98,4 +98,6 @@ class RoutingCollector(Collector):
 
 def _add(sums: dict[Key, list[int]], key: Key, counts: Sequence[int]) -> None:
     known = sums.get(key)
-    sums[key] = list(counts) if known is None else [a + b for a, b in zip(known, counts, strict=True)]
+    sums[key] = (
+        list(counts) if known is None else [a + b for a, b in zip(known, counts, strict=True)]
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -81,9 +81,7 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = with_error_event(events)
@@ -96,7 +94,7 @@ class EventStreamResponse(Response):
             pass  # nobody is left to tell
         finally:
             await self._events.aclose()
-            await self._close()
+            self._close()
 
     async def _send_all(self, send: Send) -> None:
         headers = self.raw_headers

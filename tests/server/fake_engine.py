@@ -8,7 +8,7 @@ back one by one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -190,6 +190,35 @@ def logprob(token_id: int, top: int) -> TokenLogprob:
     return TokenLogprob(token_id, -token_id / 8, likeliest)
 
 
+class FakeStream(AsyncIterator[ChoiceOutput]):
+    """What `generate` returns: outputs until every choice is finished or aborted."""
+
+    def __init__(self, engine: FakeAsyncEngine, submission: Submission) -> None:
+        self._engine = engine
+        self._submission = submission
+        self._outputs = engine.outputs(submission)
+        self._open = set(range(submission.params.n))
+
+    async def __anext__(self) -> ChoiceOutput:
+        if not self._open:
+            raise StopAsyncIteration
+        item = await anext(self._outputs)
+        if item.output.finish_reason is not None:
+            self._discard(item.index)
+        return item
+
+    def abort(self, index: int | None = None) -> None:
+        name, n = self._submission.request_id, self._submission.params.n
+        for choice in sorted(self._open) if index is None else [index]:
+            self._engine.aborted.append(name if n == 1 else f"{name}-{choice}")
+            self._discard(choice)
+
+    def _discard(self, index: int) -> None:
+        self._open.discard(index)
+        if not self._open:
+            self._engine.end(self._submission.request_id)
+
+
 class FakeAsyncEngine:
     """Answers at once, one token a step, unless told otherwise."""
 
@@ -237,53 +266,46 @@ class FakeAsyncEngine:
                 for _ in range(100):
                     self.gate.release()
 
-    def abort(self, request_id: str) -> bool:
-        self.aborted.append(request_id)
-        return request_id in self.running
-
     def snapshot(self) -> EngineSnapshot:
         return EngineSnapshot(num_running=len(self.running), num_waiting=0, kv_cache_usage=0.25)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
-    ) -> AsyncGenerator[ChoiceOutput, None]:
+    ) -> FakeStream:
         if self.is_draining:
             raise EngineDeadError("the engine is draining")
         if self.refusal is not None and len(self.submissions) >= self.refusal_after:
             raise self.refusal
         assert request_id is not None
         self.submissions.append(Submission(request_id, prompt, params))
-        return self._run(request_id, prompt, params)
-
-    async def _run(
-        self, request_id: str, prompt: Prompt, params: SamplingParams
-    ) -> AsyncGenerator[ChoiceOutput, None]:
         self.running.add(request_id)
-        try:
-            names = [request_id if params.n == 1 else f"{request_id}-{i}" for i in range(params.n)]
-            answers = [self.answer(params, i)[: params.max_tokens] for i in range(params.n)]
-            is_cut = [len(answers[i]) < len(self.answer(params, i)) for i in range(params.n)]
-            for step in range(max(len(answer) for answer in answers) + 1):
-                for index, answer in enumerate(answers):
-                    if step > len(answer) or names[index] in self.aborted:
-                        continue
-                    if self.gate is not None:
-                        await self.gate.acquire()
-                    tokens = tuple(answer[step : step + 1])
-                    reason = None
-                    if step == len(answer):
-                        reason = FinishReason.LENGTH if is_cut[index] else FinishReason.STOP
-                    if self.failure is not None and step >= self.failure[0]:
-                        tokens, reason = (), self.failure[1]
-                    yield ChoiceOutput(
-                        index=index,
-                        output=self._output(names[index], tokens, prompt, params, step, reason),
-                    )
-                    if reason in (FinishReason.ABORT, FinishReason.ERROR):
-                        return
-        finally:
-            self.running.discard(request_id)
-            self.stopped.set()
+        return FakeStream(self, self.submissions[-1])
+
+    def end(self, request_id: str) -> None:
+        self.running.discard(request_id)
+        self.stopped.set()
+
+    async def outputs(self, submission: Submission) -> AsyncGenerator[ChoiceOutput, None]:
+        params = submission.params
+        n, name = params.n, submission.request_id
+        names = [name if n == 1 else f"{name}-{index}" for index in range(n)]
+        whole = [self.answer(params, index) for index in range(n)]
+        answers = [answer[: params.max_tokens] for answer in whole]
+        for step in range(max(map(len, answers)) + 1):
+            for index, answer in enumerate(answers):
+                if step > len(answer) or names[index] in self.aborted:
+                    continue
+                if self.gate is not None:
+                    await self.gate.acquire()
+                tokens = tuple(answer[step : step + 1])
+                reason = None
+                if step == len(answer):
+                    is_cut = len(answer) < len(whole[index])
+                    reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+                if self.failure is not None and step >= self.failure[0]:
+                    tokens, reason = (), self.failure[1]
+                output = self._output(names[index], tokens, submission.prompt, params, step, reason)
+                yield ChoiceOutput(index, output)
 
     def _output(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,7 +32,7 @@ class Corpus:
     """What `momaserve.training.dictionary.build` wrote; pictures are uint8 [N, S, S, 3]."""
 
     items: list[Item]
-    pictures: np.ndarray  # type: ignore[type-arg]
+    pictures: np.ndarray[Any, Any]
     glosses: list[tuple[str, str]]
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Subcommands of `momaserve` that train and judge. `options` knows their arguments only."""

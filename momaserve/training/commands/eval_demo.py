@@ -1,0 +1,107 @@
+"""`momaserve eval-demo`: the demo's quality, as its model card states it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from momaserve.config import RoutingPolicy
+from momaserve.demo import CHECKPOINT
+from momaserve.llm import LLM
+from momaserve.models.moma import MomaModel
+from momaserve.training.commands.common import machine, prepare
+from momaserve.training.demo import demo_data, select_items
+from momaserve.training.demo_eval import (
+    PictureIndex,
+    contact_sheet,
+    draw,
+    sample_items,
+    score_tasks,
+)
+from momaserve.training.dictionary.corpus import Corpus
+from momaserve.training.evaluate import loss_by_policy, router_agreement
+from momaserve.training.pretrain import rows_of_step
+from momaserve.training.recipe import Recipe
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table and, as the last line, one JSON object."""
+    checkpoint: Path = args.checkpoint or CHECKPOINT
+    recipe = Recipe.load(args.recipe)
+    corpus = prepare(args)
+    index = PictureIndex(corpus)
+    report: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "samples": args.samples,
+        "seed": args.seed,
+        "machine": machine(),
+        "tasks": {},
+    }
+    llm = None
+    for routing in args.routing:
+        llm = LLM(checkpoint, routing=RoutingPolicy(routing), dtype=args.dtype)
+        report["tasks"][routing] = {}
+        for split in ("train", "held_out"):
+            items = sample_items(select_items(corpus, recipe.data, split), args.samples, args.seed)
+            started = time.perf_counter()
+            scores = asdict(score_tasks(llm, corpus, index, items, args.seed))
+            report["tasks"][routing][split] = scores
+            _print_scores(f"{routing}, {split}", scores, time.perf_counter() - started)
+    assert llm is not None
+    if args.sheet is not None:
+        items = sample_items(select_items(corpus, recipe.data, "train"), 100, args.seed)
+        drawn = draw(llm, [item.name for item in items], args.seed)
+        contact_sheet(corpus, items, drawn).save(args.sheet)
+    if args.loss_batches:
+        report |= _losses(llm.engine.model, checkpoint, recipe, corpus, args.loss_batches)
+    print(json.dumps(report))
+    return 0
+
+
+def _losses(
+    model: MomaModel, checkpoint: Path, recipe: Recipe, corpus: Corpus, num_batches: int
+) -> dict[str, Any]:
+    """Loss by policy and agreement of routers, on batches that no training step saw."""
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    report: dict[str, Any] = {"loss": {}, "routers": {}}
+    policies = [p for p in RoutingPolicy if model.missing_for(p) is None]
+    for split in ("train", "held_out"):
+        data = demo_data(recipe, corpus, checkpoint / "image_tokenizer", tokenizer, split)
+        settings = replace(recipe.pretrain, seed=recipe.pretrain.seed + 1000)
+        batches = [
+            rows_of_step(settings, data.packer, data.tasks.draw, step)
+            for step in range(num_batches)
+        ]
+        with torch.inference_mode():
+            losses = loss_by_policy(model, batches, policies)
+            agreement = router_agreement(model, batches)
+        report["loss"][split] = losses
+        report["routers"][split] = {
+            policy: {
+                kind: {"accuracy": round(a.accuracy, 4), "f1": round(a.f1, 4)}
+                for kind, a in kinds.items()
+            }
+            for policy, kinds in agreement.items()
+        }
+        print(f"\n{split}: loss in nat per token, and routers against expert choice")
+        for policy, values in losses.items():
+            kinds = report["routers"][split].get(policy, {})
+            text = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+            routers = "  ".join(f"{k} {v['accuracy']:.3f}/{v['f1']:.3f}" for k, v in kinds.items())
+            print(f"  {policy:14} {text}   accuracy/F1: {routers or '-'}")
+    return report
+
+
+def _print_scores(title: str, scores: dict[str, Any], seconds: float) -> None:
+    print(f"\n{title} ({scores['num_samples']} items, {seconds:.0f} s)")
+    for name, value in scores.items():
+        if isinstance(value, float):
+            print(f"  {name:18} {100 * value:5.1f} %")
+    print(f"  {'blank_pictures':18} {scores['blank_pictures']:5d}")

@@ -1,0 +1,24 @@
+"""`momaserve train-image-tokenizer`: pixels <-> codes on the dictionary's pictures."""
+
+from __future__ import annotations
+
+import argparse
+
+from momaserve.training.commands.common import prepare
+from momaserve.training.demo import select_items
+from momaserve.training.image_tokenizer import train_image_tokenizer
+from momaserve.training.recipe import Recipe
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or resume training, into `--out`."""
+    recipe = Recipe.load(args.recipe)
+    corpus = prepare(args)
+    training = recipe.image_decoder if args.decoder_only else recipe.image_tokenizer
+    splits = [
+        corpus.pictures[[item.id for item in select_items(corpus, recipe.data, split)]]
+        for split in ("train", "held_out")
+    ]
+    train_image_tokenizer(training, splits[0], splits[1], args.out, args.init)
+    print(f"image tokenizer written to {args.out}")
+    return 0

@@ -1,0 +1,195 @@
+"""Fits what causal serving needs, with the main model frozen: auxiliary routers and thresholds.
+
+Each auxiliary router learns, by binary cross-entropy, the selection that batch-level expert
+choice makes from the same hidden state (MoMa, 2407.21770, section 2.4). The threshold of an
+expert is the running mean of its k-th best score over the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from momaserve.config import RoutingPolicy
+from momaserve.layers.block import Block
+from momaserve.layers.experts import ExpertGroup, ExpertLayer
+from momaserve.layers.routing import AuxiliaryRouter, Router
+from momaserve.models.config import ModelConfig
+from momaserve.models.moma import MomaModel
+from momaserve.training.packing import PackedRows
+from momaserve.training.pretrain import forward_batch, save_model
+from momaserve.training.run import Run, cosine
+
+RowsOfStep = Callable[[int], PackedRows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRoutersConfig:
+    """Configuration of a run."""
+
+    num_steps: int = 1500
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
+    threshold_decay: float = 0.99
+    seed: int = 1
+    log_every: int = 50
+    save_every: int = 500
+
+
+@dataclass(slots=True)
+class Selections:
+    """One router's inputs and expert-choice selections in one forward."""
+
+    name: str
+    """Layer and group, as `3.image`, or `3.depth`."""
+    inputs: Tensor
+    """[T, D], only tokens that the router may select."""
+    logits: Tensor
+    """[T, E] main logits."""
+    selected: Tensor
+    """bool [T, E]."""
+
+
+class SelectionRecorder:
+    """Observer that keeps every selection of a forward pass, padding left out."""
+
+    def __init__(self, rows: PackedRows) -> None:
+        self._real = ~rows.is_padding.flatten()
+        self.selections: list[Selections] = []
+
+    def experts(
+        self, layer: int, group: str, u: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
+    ) -> None:
+        self._keep(f"{layer}.{group}", u, logits, eligible, selected)
+
+    def depth(self, layer: int, x: Tensor, logits: Tensor, eligible: Tensor, taken: Tensor) -> None:
+        self._keep(f"{layer}.depth", x, logits.unsqueeze(1), eligible, taken.unsqueeze(1))
+
+    def _keep(
+        self, name: str, inputs: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
+    ) -> None:
+        rows = (eligible & self._real).nonzero().squeeze(1)
+        self.selections.append(Selections(name, inputs[rows], logits[rows], selected[rows]))
+
+
+def named_routers(model: MomaModel) -> dict[str, Router]:
+    """Every router under the name that `SelectionRecorder` gives its selections."""
+    routers: dict[str, Router] = {}
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        assert isinstance(block.experts, ExpertLayer)
+        if block.depth_router is not None:
+            routers[f"{layer}.depth"] = block.depth_router.router
+        for group in block.experts.groups:
+            assert isinstance(group, ExpertGroup)
+            if group.router is not None:
+                routers[f"{layer}.{group.name}"] = group.router
+    return routers
+
+
+def _new_auxiliary_routers(model: MomaModel, seed: int) -> nn.ModuleDict:
+    """Fresh auxiliary routers, put into the model; keys have no dots, as ModuleDict wants."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    widths = {group.name: group.aux_hidden_size for group in config.expert_groups}
+    if config.depth_routing is not None:
+        widths["depth"] = config.depth_routing.aux_hidden_size
+    routers = nn.ModuleDict()
+    for name, router in named_routers(model).items():
+        width = widths[name.partition(".")[2]]
+        outputs = router.weight.shape[0]
+        router.aux = AuxiliaryRouter(config.hidden_size, width, outputs)
+        with torch.no_grad():
+            for linear in (router.aux.fc1, router.aux.fc2):
+                std = linear.weight.shape[1] ** -0.5
+                linear.weight.normal_(0.0, std, generator=generator)
+        routers[name.replace(".", "_")] = router.aux
+    return routers
+
+
+class Thresholds(nn.Module):
+    """Running means of each expert's k-th best score: what a state file must keep."""
+
+    def __init__(self, routers: dict[str, Router]) -> None:
+        super().__init__()
+        for name, router in routers.items():
+            self.register_buffer(name.replace(".", "_"), torch.zeros(router.weight.shape[0]))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, selections: list[Selections], decay: float) -> None:
+        count = int(self.get_buffer("num_updates")) + 1
+        self.get_buffer("num_updates").fill_(count)
+        # A true mean at first, then an exponential one.
+        weight = max(1 - decay, 1 / count)
+        for entry in selections:
+            # The k-th best score is the lowest one selected.
+            lowest = entry.logits.masked_fill(~entry.selected, float("inf")).amin(0).sigmoid()
+            self.get_buffer(entry.name.replace(".", "_")).lerp_(lowest, weight)
+
+
+def auxiliary_loss(
+    routers: dict[str, Router], selections: list[Selections]
+) -> tuple[Tensor, dict[str, float]]:
+    """Sum over routers of the mean binary cross-entropy, and its mean by kind of router."""
+    total = torch.zeros(())
+    sums: dict[str, list[float]] = {}
+    for entry in selections:
+        router = routers[entry.name]
+        assert router.aux is not None
+        logits = router.aux(entry.inputs)
+        loss = F.binary_cross_entropy_with_logits(logits, entry.selected.float())
+        total = total + loss
+        sums.setdefault(entry.name.partition(".")[2], []).append(loss.item())
+    return total, {f"{kind}_bce": sum(v) / len(v) for kind, v in sums.items()}
+
+
+def record_selections(model: MomaModel, rows: PackedRows) -> list[Selections]:
+    """Selections of batch-level expert choice over packed rows, without gradients."""
+    recorder = SelectionRecorder(rows)
+    with torch.no_grad():
+        model(forward_batch(model.config, rows, RoutingPolicy.EXPERT_CHOICE, recorder))
+    return recorder.selections
+
+
+def fit_routers(
+    model: MomaModel, training: FitRoutersConfig, rows_of_step: RowsOfStep, out: Path
+) -> MomaModel:
+    """Fit auxiliary routers and thresholds; writes the whole checkpoint's weights to `out`."""
+    config: ModelConfig = model.config
+    run = Run(
+        out / "run-routers",
+        {"model": config.to_dict(), "training": asdict(training)},
+        num_steps=training.num_steps,
+    )
+    model.requires_grad_(False)
+    auxiliary = _new_auxiliary_routers(model, training.seed)
+    routers = named_routers(model)
+    thresholds = Thresholds(routers)
+    optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=training.learning_rate)
+    modules = {"auxiliary": auxiliary, "thresholds": thresholds}
+    run.resume(modules, optimizer)
+    for step in run.steps():
+        factor = cosine(step, training.num_steps, warmup=training.warmup_steps, floor=0.02)
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * factor
+        selections = record_selections(model, rows_of_step(step))
+        thresholds.update(selections, training.threshold_decay)
+        loss, by_kind = auxiliary_loss(routers, selections)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if (step + 1) % training.log_every == 0:
+            run.log(by_kind | {"lr_factor": factor})
+        if (step + 1) % training.save_every == 0 or step + 1 == training.num_steps:
+            run.save(modules, optimizer)
+    for name, router in routers.items():
+        values = thresholds.get_buffer(name.replace(".", "_"))
+        router.threshold_logits = values.double().logit().float()
+    save_model(model, out, torch.bfloat16)
+    return model

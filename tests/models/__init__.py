@@ -1,0 +1,1 @@
+"""Tests of `momaserve.models`: configuration, weights, presets, random weights, info."""
