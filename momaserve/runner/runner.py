@@ -154,7 +154,7 @@ class Runner:
 
 
 def _logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
-    """Log-probabilities of one token per row of float32 logits [S, V], over the whole vocabulary."""
+    """Log-probabilities of one token per row of float32 logits [S, V]."""
     table = logits.log_softmax(-1)
     index = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
     chosen = table.gather(1, index).squeeze(1).tolist()

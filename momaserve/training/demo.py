@@ -123,6 +123,8 @@ def demo_data(
         encode=lambda text: list(tokenizer.encode(text).ids),
     )
     separator = tokenizer.token_to_id("<|sep|>")
+    if separator is None:
+        raise DataError("tokenizer.json has no <|sep|>: it is not this recipe's tokenizer")
     return DemoData(config, tasks, Packer(config, separator))
 
 

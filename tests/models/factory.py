@@ -94,9 +94,7 @@ class PlainAttention:
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
 
-    def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None
-    ) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None) -> Tensor:
         rows = [x.unflatten(0, (self._num_rows, -1)) for x in (q, k, v)]
         size = rows[0].shape[1]
         mask = torch.ones(size, size, dtype=torch.bool).tril()[None, None]

@@ -26,7 +26,13 @@ DEPTH = {"layers": [0, 2, 4], "capacity": [0.25, 0.5, 0.75], "aux_hidden_size": 
 
 def small_config(**changes: Any) -> ModelConfig:
     """Six narrow layers over 1500 ids, 500 of them picture codes."""
-    wide = {"vocab_size": 1500, "hidden_size": 64, "num_hidden_layers": 6, "image": IMAGE_64}
+    wide: dict[str, Any] = {
+        "vocab_size": 1500,
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "image": IMAGE_64,
+    }
+    wide["max_position_embeddings"] = 2048
     return make_config(**wide | {"expert_groups": FOUR_FOUR, "depth_routing": None} | changes)
 
 
@@ -175,7 +181,7 @@ def test_models_are_ready_to_serve() -> None:
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(model.missing_for(policy) is None for policy in RoutingPolicy)
-    assert model.rope.shape == (64, 2, 3)
+    assert model.rope.shape == (2048, 2, 3)
 
 
 def test_few_ids_are_shared_out_among_experts() -> None:
@@ -204,8 +210,6 @@ def test_ordinary_ids_leave_out_control_tokens() -> None:
         ),
     ],
 )
-def test_shapes_without_room_for_routing_are_refused(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_shapes_without_room_for_routing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_model(make_config(**changes))

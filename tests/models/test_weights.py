@@ -145,7 +145,9 @@ def test_narrow_files_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert {name for name, t in narrow.items() if t.dtype == torch.float32} == {
         name for name in narrow if name.endswith(".threshold")
     }
-    assert_close(load(tmp_path).embed_tokens.data, written["model.embed_tokens.weight"].to(dtype).float())
+    assert_close(
+        load(tmp_path).embed_tokens.data, written["model.embed_tokens.weight"].to(dtype).float()
+    )
     headers = read_headers(tmp_path, config)
     assert headers[NORM] == ((16,), {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype])
 
@@ -208,7 +210,9 @@ def test_optional_tensors_may_be_absent_together(
     assert stored_tensors(model, torch.float32).keys() == tensors.keys()
 
 
-@pytest.mark.parametrize("name", [AUX, THRESHOLD, DEPTH_THRESHOLD, "model.layers.2.depth_router.aux.fc1.weight"])
+@pytest.mark.parametrize(
+    "name", [AUX, THRESHOLD, DEPTH_THRESHOLD, "model.layers.2.depth_router.aux.fc1.weight"]
+)
 def test_partial_optional_tensors_are_refused(tmp_path: Path, name: str) -> None:
     tensors = write_checkpoint(tmp_path, make_config())
     assert is_optional(name)
@@ -261,7 +265,9 @@ def test_values_too_large_for_the_wanted_dtype_are_refused(tmp_path: Path) -> No
     tensors[NORM][0] = 1e6
     write_tensors(tmp_path, tensors)
     load(tmp_path)
-    with pytest.raises(CheckpointError, match=f"{NORM} holds NaN or infinite values as torch.float16"):
+    with pytest.raises(
+        CheckpointError, match=f"{NORM} holds NaN or infinite values as torch.float16"
+    ):
         load(tmp_path, torch.float16)
 
 

@@ -65,9 +65,7 @@ async def test_a_subclass_stands_before_its_base() -> None:
         (RuntimeError("secret"), 500, "server_error", "internal_error"),
     ],
 )
-async def test_what_the_engine_refuses(
-    error: Exception, status: int, kind: str, code: str
-) -> None:
+async def test_what_the_engine_refuses(error: Exception, status: int, kind: str, code: str) -> None:
     fake = FakeAsyncEngine()
     fake.refusal = error
     async with http(fake) as client:
@@ -92,9 +90,7 @@ async def test_what_the_engine_refuses(
         ("GET", "/v1/models/other", 404, "model_not_found"),
     ],
 )
-async def test_what_the_framework_refuses(
-    method: str, path: str, status: int, code: str
-) -> None:
+async def test_what_the_framework_refuses(method: str, path: str, status: int, code: str) -> None:
     async with http() as client:
         response = await client.request(method, path)
     assert response.status_code == status
@@ -102,7 +98,8 @@ async def test_what_the_framework_refuses(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"not json", b'{"a":}', b"\xff\xfe", b"[" * 5000, b'{"messages": "\\ud800"}']
+    "content",
+    [b"", b"{", b"not json", b'{"a":}', b"\xff\xfe", b"[" * 5000, b'{"messages": "\\ud800"}'],
 )
 async def test_malformed_json(content: bytes) -> None:
     async with http() as client:

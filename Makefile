@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DICTIONARY := build/dictionary
+RUNS := runs
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve test check format demo clean
+
+help:  ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: $(STAMP)  ## Create .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt clients/pyproject.toml
+	@echo "momaserve: installing into $(VENV) (a few minutes the first time)"
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev]' --editable clients
+	@touch $@
+
+serve: $(STAMP)  ## Serve the embedded demo on http://$(HOST):$(PORT)
+	@echo "momaserve: serving the demo on http://$(HOST):$(PORT) (Ctrl-C stops it)"
+	$(BIN)/momaserve serve --host $(HOST) --port $(PORT)
+
+test: $(STAMP)  ## Run all tests
+	@echo "momaserve: running the tests"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## Formatting, lint, types, house rules
+	@echo "momaserve: checking format, lint, types and house rules"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy momaserve server/momaserve_server clients/momaserve_client tests
+	$(BIN)/python -m tests.house_rules
+
+format: $(STAMP)  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 100 minutes)
+	$(BIN)/momaserve train-image-tokenizer --data $(DICTIONARY) --out $(RUNS)/codes
+	$(BIN)/momaserve train --data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo
+	$(BIN)/momaserve fit-routers $(RUNS)/demo --data $(DICTIONARY)
+	$(BIN)/momaserve train-image-tokenizer --decoder-only --init $(RUNS)/codes \
+		--data $(DICTIONARY) --out $(RUNS)/demo/image_tokenizer
+	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
+		--routing causal calibrated threshold
+
+clean:  ## Remove the environment and caches (runs/ and build/ stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
