@@ -19,10 +19,8 @@ from momaserve.config import EngineConfig, RoutingPolicy
 from momaserve.core.plan import PlannedRequest, StepPlan
 from momaserve.core.scheduler import Scheduler
 from momaserve.errors import CheckpointError, ConfigError, PromptError, RequestError, SamplingError
+from momaserve.loading import ModelParts, load_model_parts
 from momaserve.models.config import ModelConfig
-from momaserve.models.generation import GenerationDefaults
-from momaserve.models.moma import MomaModel
-from momaserve.models.weights import load_model, weight_files
 from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
 from momaserve.request import Request
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
@@ -31,18 +29,9 @@ from momaserve.runner.sampler import Sampler, SampleRow
 from momaserve.sampling import SamplingParams
 from momaserve.stats import RequestStats, StatsListener, StepStats
 from momaserve.tokens.grammar import GrammarState
-from momaserve.tokens.processor import Processor
 from momaserve.tokens.prompt import Prompt
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-AUTO_FLOAT32_BYTES = 4 << 30
-"""On a CPU, `dtype auto` is float32 up to this many bytes of float32 weights, else bfloat16."""
 
 
 @dataclass(slots=True)
@@ -66,26 +55,21 @@ class Engine:
 
     def __init__(
         self,
-        *,
-        model: MomaModel,
+        parts: ModelParts,
         config: EngineConfig,
-        processor: Processor,
-        defaults: GenerationDefaults | None = None,
-        model_name: str = "momaserve",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ConfigError when the model cannot be served as configured."""
-        device = device or torch.device("cpu")
+        """Raises ConfigError or CheckpointError when the model cannot be served as configured."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        model, dtype, device = parts.model, parts.dtype, parts.device
         self.config = config
-        self.model_config: ModelConfig = model.config
         self.model = model
-        self.processor = processor
-        self.defaults = defaults or GenerationDefaults()
-        self.model_name = model_name
+        self.model_config: ModelConfig = model.config
+        self.processor = parts.processor
+        self.defaults = parts.defaults
+        self.model_name = parts.name
         self.dtype = dtype
         self.max_model_len = self._checked_model_len()
         for policy in {config.routing, config.prompt_routing or config.routing}:
@@ -110,36 +94,21 @@ class Engine:
         self.scheduler = Scheduler(
             config.scheduler, num_blocks=num_blocks, block_size=config.cache.block_size
         )
-        self._runner = Runner(model, storage, Sampler(processor.spec, device))
+        self._runner = Runner(model, storage, Sampler(parts.processor.spec, device))
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self.listener: StatsListener | None = None
 
     @classmethod
     def load(cls, checkpoint: Path | str, config: EngineConfig | None = None) -> Engine:
-        """Load a checkpoint directory.
+        """Load a checkpoint directory, or a preset by name with random weights.
 
         Raises:
             CheckpointError: the directory is broken or lacks what `config` needs.
             ConfigError: a setting that cannot work here.
         """
         config = config or EngineConfig()
-        directory = Path(checkpoint)
-        if not directory.is_dir():
-            raise CheckpointError(f"no checkpoint directory at {directory}")
-        model_config = ModelConfig.load(directory)
-        device = choose_device(config.device)
-        dtype = choose_dtype(config.dtype, device, directory)
-        model = load_model(directory, model_config, dtype=dtype, device=device)
-        return cls(
-            model=model,
-            config=config,
-            processor=Processor.load(directory, model_config),
-            defaults=GenerationDefaults.load(directory),
-            model_name=directory.resolve().name,
-            dtype=dtype,
-            device=device,
-        )
+        return cls(load_model_parts(checkpoint, config), config)
 
     def _checked_model_len(self) -> int:
         limit = self.model_config.max_position_embeddings
@@ -472,27 +441,3 @@ def _token_logprobs(
         entries.append(result.logprobs[request.request_id])
         entries += [TokenLogprob(token, 0.0) for token in new_tokens[1:]]
     return tuple(entries)
-
-
-def choose_device(name: str) -> torch.device:
-    """Raises ConfigError when CUDA is asked for and absent."""
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise ConfigError("device cuda was asked for, but torch sees no CUDA device")
-    if name == "auto":
-        name = "cuda" if has_cuda else "cpu"
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device, directory: Path) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU; on a CPU float32 unless the weights are too many for it."""
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16
-    try:
-        stored = sum(path.stat().st_size for path in weight_files(directory))
-    except OSError as error:
-        raise CheckpointError(f"weights of {directory} cannot be read: {error}") from error
-    # Stored weights have 2 or 4 bytes each; twice the file is the float32 size at most.
-    return torch.float32 if 2 * stored <= AUTO_FLOAT32_BYTES else torch.bfloat16

@@ -27,6 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "momaserve.training momaserve.demo",
         "momaserve.async_engine momaserve.llm",
         "momaserve.engine",
+        "momaserve.loading",
         "momaserve.runner momaserve.core momaserve.tokens",
         "momaserve.models",
         "momaserve.layers",
@@ -46,7 +47,12 @@ NEIGHBOURS = {
     ("momaserve.stats", "momaserve.outputs"): {"momaserve.outputs"},
 }
 """Imports between rooms of one floor, and the modules they are limited to."""
-NO_TORCH = ("momaserve.core", "momaserve.tokens.grammar", "momaserve.models.config")
+NO_TORCH = (
+    "momaserve.core",
+    "momaserve.tokens.grammar",
+    "momaserve.models.config",
+    "momaserve.models.presets",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

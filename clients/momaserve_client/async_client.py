@@ -137,7 +137,9 @@ class AsyncClient:
         request = requests.images_request(
             prompt, options, partial_images=partial_images, stream=True
         )
-        return self._stream(request, EventReader(replies.image_events, num_images=options.get("n", 1)))
+        return self._stream(
+            request, EventReader(replies.image_events, num_images=options.get("n", 1))
+        )
 
     async def models(self) -> list[Model]:
         return await self._send(requests.MODELS, replies.models)

@@ -141,7 +141,9 @@ class Client:
         request = requests.images_request(
             prompt, options, partial_images=partial_images, stream=True
         )
-        return self._stream(request, EventReader(replies.image_events, num_images=options.get("n", 1)))
+        return self._stream(
+            request, EventReader(replies.image_events, num_images=options.get("n", 1))
+        )
 
     def models(self) -> list[Model]:
         return self._send(requests.MODELS, replies.models)

@@ -163,7 +163,9 @@ class DepthRoutingConfig:
         )
         aux = values.get("aux_hidden_size", max(1, hidden_size // 2))
         _check_ints({"aux_hidden_size": aux}, 1, "depth_routing.")
-        labels = values.get("modalities", [m.label for m in Modality])
+        labels = values.get("modalities")
+        if labels is None:
+            labels = [m.label for m in Modality]
         return cls(
             layers=tuple(layers),
             capacity=tuple(float(c) for c in capacity),

@@ -200,7 +200,8 @@ class _RoutingCode:
             bool [P, E], what it selects.
         """
         num_outputs, hidden_size = router.weight.shape
-        assert router.aux is not None and router.threshold_logits is not None
+        assert router.aux is not None
+        assert router.threshold_logits is not None
         first, second = router.aux.fc1.weight, router.aux.fc2.weight
         if len(first) < num_outputs:
             raise ConfigError(

@@ -27,28 +27,35 @@ class Command:
     module: str
     """Has `run(args) -> int`."""
     arguments: str = ""
-    """Has `add_arguments(parser)`; left out, `module` has it."""
+    """`module:function` that adds arguments to a parser; left out, `module:add_arguments`."""
 
 
+_TRAINING = "momaserve.training.commands.options"
 COMMANDS = {
     "serve": Command(
         "serve a checkpoint over HTTP, with a playground page",
         "momaserve_server.serving",
-        "momaserve_server.serve_options",
+        "momaserve_server.serve_options:add_arguments",
     ),
     "generate": Command(
         "answer one prompt here, without a server; pictures become PNG files",
         "momaserve_server.generate",
-        "momaserve_server.generate_options",
+        "momaserve_server.generate_options:add_arguments",
     ),
-    "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve.models.info"),
-    "eval-demo": Command("quality of the demo", "momaserve.training.commands.eval_demo"),
-    "train": Command("train a model", "momaserve.training.commands.train"),
+    "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve_server.command_info"),
+    "eval-demo": Command(
+        "quality of the demo", "momaserve.training.commands.eval_demo", f"{_TRAINING}:eval_demo"
+    ),
+    "train": Command("train a model", "momaserve.training.commands.train", f"{_TRAINING}:train"),
     "train-image-tokenizer": Command(
-        "train pixels <-> codes", "momaserve.training.commands.train_image_tokenizer"
+        "train pixels <-> codes",
+        "momaserve.training.commands.train_image_tokenizer",
+        f"{_TRAINING}:train_image_tokenizer",
     ),
     "fit-routers": Command(
-        "train auxiliary routers of a frozen model", "momaserve.training.commands.fit_routers"
+        "train auxiliary routers of a frozen model",
+        "momaserve.training.commands.fit_routers",
+        f"{_TRAINING}:fit_routers",
     ),
 }
 
@@ -77,7 +84,8 @@ def _run(words: list[str]) -> int:
         prog=f"momaserve {name}", description=f"{command.help[0].upper()}{command.help[1:]}."
     )
     try:
-        import_module(command.arguments or command.module).add_arguments(parser)
+        home, _, function = (command.arguments or f"{command.module}:add_arguments").partition(":")
+        getattr(import_module(home), function)(parser)
         args = parser.parse_args(words[1:])
         code: int = import_module(command.module).run(args)
     except ModuleNotFoundError as error:

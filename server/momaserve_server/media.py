@@ -91,10 +91,10 @@ def decode_data_url(url: str, max_bytes: int, param: str) -> bytes:
     media_type = head[len("data:") : -len(";base64")].partition(";")[0].lower()
     if media_type and not media_type.startswith("image/"):
         raise PromptError(f"a picture must be of type image/..., got {media_type!r}", param=param)
-    if len(payload) * 3 // 4 > max_bytes + 2:  # before decoding; padding counts up to 2
+    num_bytes = len(payload) * 3 // 4 - payload[-2:].count("=")  # before anything is decoded
+    if num_bytes > max_bytes:
         raise PromptError(
-            f"the picture has about {len(payload) * 3 // 4} bytes; the limit is {max_bytes}",
-            param=param,
+            f"a picture may have at most {max_bytes} bytes, got {num_bytes}", param=param
         )
     try:
         return base64.b64decode(payload, validate=True)

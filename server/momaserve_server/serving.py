@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     settings = server_settings(args)
     config = engine_config(args)
     checkpoint = checkpoint_path(args)
-    with _bound_socket(settings) as listening:
+    with bound_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
         _say(f"loading {checkpoint}")
         metrics = ServerMetrics()
@@ -119,7 +119,7 @@ async def _announce(
     _say(f"ready after {time.monotonic() - started:.1f} s: {name} at {address} (Ctrl-C stops)")
 
 
-def _bound_socket(settings: ServerSettings) -> socket.socket:
+def bound_socket(settings: ServerSettings) -> socket.socket:
     """Bound before the checkpoint is loaded, so that a taken port is told of at once.
 
     It does not listen yet: who comes too early is refused, not kept waiting.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +98,7 @@ class PlainAttention:
         self._num_rows = num_rows
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None) -> Tensor:
-        rows = [x.unflatten(0, (self._num_rows, -1)) for x in (q, k, v)]
+        rows = [x.view(self._num_rows, -1, *x.shape[1:]) for x in (q, k, v)]
         size = rows[0].shape[1]
         mask = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
         if taken is not None:
@@ -131,3 +134,9 @@ def forward(
             )
         )
     return hidden
+
+
+def run_python(code: str) -> int:
+    """Exit status of `code` in a fresh interpreter that finds what this one finds."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from tests.models.factory import (
     config_dict,
     make_config,
     make_model,
+    run_python,
     write_checkpoint,
     write_tensors,
 )
@@ -163,7 +162,7 @@ def test_impossible_contexts_are_refused(context: int) -> None:
 
 
 def test_unknown_dtypes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="dtype must be one of float32, .* got 'int8'"):
+    with pytest.raises(ConfigError, match=r"dtype must be one of float32, .* got 'int8'"):
         describe(make_config(), dtype="int8")
 
 
@@ -234,4 +233,4 @@ def test_help_imports_no_torch() -> None:
         "parser.format_help()\n"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code) == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -53,6 +54,10 @@ def data_of(text: str) -> list[Any]:
     """The JSON of every `data:` line of a stream, "[DONE]" as it stands."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def joined(pieces: Iterable[list[Any]]) -> list[Any]:
+    return list(chain.from_iterable(pieces))
 
 
 class Call:

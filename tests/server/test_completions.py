@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from momaserve.errors import PromptError
-from tests.server.asgi import data_of, http
+from tests.server.asgi import data_of, http, joined
 from tests.server.fake_engine import (
     BEGIN,
     BOS,
@@ -169,7 +169,13 @@ async def test_offsets_without_echo_begin_at_zero() -> None:
 @pytest.mark.parametrize("echo", [False, True])
 @pytest.mark.parametrize("logprobs", [None, 2])
 async def test_streamed_equals_whole(echo: bool, logprobs: int | None) -> None:
-    body = {"prompt": ["a", "bé"], "n": 2, "seed": 3, "echo": echo, "logprobs": logprobs}
+    body: dict[str, Any] = {
+        "prompt": ["a", "bé"],
+        "n": 2,
+        "seed": 3,
+        "echo": echo,
+        "logprobs": logprobs,
+    }
     body |= {"return_token_ids": True, "stop": ["! 4"]}
     whole = await complete(**body)
     async with http() as client:
@@ -181,13 +187,13 @@ async def test_streamed_equals_whole(echo: bool, logprobs: int | None) -> None:
     for choice in whole["choices"]:
         mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == choice["index"]]
         assert "".join(c["text"] for c in mine) == choice["text"]
-        assert sum((c["token_ids"] for c in mine), []) == choice["token_ids"]
+        assert joined(c["token_ids"] for c in mine) == choice["token_ids"]
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
         assert [c["finish_reason"] for c in mine[:-1]] == [None] * (len(mine) - 1)
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
             pieces = [c["logprobs"][name] for c in mine if c["logprobs"]]
             expected = choice["logprobs"][name] if logprobs is not None else []
-            assert sum(pieces, []) == expected
+            assert joined(pieces) == expected
 
 
 async def test_prompt_that_ends_inside_a_picture_is_continued() -> None:

@@ -1,0 +1,115 @@
+"""The real server process: readiness, draining on a signal, taken ports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+
+import httpx
+import pytest
+
+from momaserve.errors import MomaserveError
+from momaserve_server.serving import bound_socket
+from momaserve_server.settings import ServerSettings
+from tests.server.asgi import TIMEOUT_S, chat_body
+from tests.server.fake_engine import TEXT, FakeAsyncEngine
+from tests.server.live import live
+
+
+def gated() -> FakeAsyncEngine:
+    fake = FakeAsyncEngine()
+    fake.gate = asyncio.Semaphore(0)
+    return fake
+
+
+def open_gate(fake: FakeAsyncEngine) -> None:
+    assert fake.gate is not None
+    for _ in range(100):
+        fake.gate.release()
+
+
+def test_signal_lets_running_requests_finish_and_refuses_new_ones() -> None:
+    with live(gated()) as running, httpx.Client(base_url=running.url, timeout=TIMEOUT_S) as client:
+        assert client.get("/ready").status_code == 200
+        with client.stream(
+            "POST", "/v1/chat/completions", json=chat_body(stream=True, seed=5)
+        ) as stream:
+            assert stream.status_code == 200
+            running.server.handle_exit(signal.SIGTERM, None)
+            draining = threading.Event()
+            running.call(lambda: running.call(draining.set))  # after the signal's own callback
+            assert draining.wait(TIMEOUT_S)
+            assert client.get("/ready").status_code == 503
+            assert client.get("/health").status_code == 200
+            refused = client.post("/v1/chat/completions", json=chat_body())
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            assert refused.headers["retry-after"]
+            running.call(open_gate, running.fake)
+            lines = [line for line in stream.iter_lines() if line.startswith("data: {")]
+        deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+        assert "".join(delta.get("content", "") for delta in deltas) == f"{TEXT}5"
+        running.thread.join(TIMEOUT_S)
+        assert running.fake.is_closed
+
+
+def test_drain_timeout_ends_what_still_runs_with_an_error() -> None:
+    with (
+        live(gated(), drain_timeout_s=0.05) as running,
+        httpx.Client(base_url=running.url, timeout=TIMEOUT_S) as client,
+        client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as stream,
+    ):
+        running.server.handle_exit(signal.SIGTERM, None)
+        text = stream.read().decode()
+        assert '"request_aborted"' in text
+        assert text.endswith("data: [DONE]\n\n")
+        running.thread.join(TIMEOUT_S)
+        assert not running.thread.is_alive()
+
+
+def test_second_signal_ends_at_once() -> None:
+    with live(gated()) as running, httpx.Client(base_url=running.url, timeout=TIMEOUT_S) as client:
+        with client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)):
+            running.server.handle_exit(signal.SIGTERM, None)
+            running.server.handle_exit(signal.SIGTERM, None)
+            assert running.server.force_exit
+        running.thread.join(TIMEOUT_S)
+        assert not running.thread.is_alive()
+
+
+def test_closing_the_connection_aborts() -> None:
+    with live(gated()) as running, httpx.Client(base_url=running.url, timeout=TIMEOUT_S) as client:
+        with client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)):
+            ended = threading.Event()
+
+            async def wait_for_the_end() -> None:
+                await running.fake.stopped.wait()
+                ended.set()
+
+            asyncio.run_coroutine_threadsafe(wait_for_the_end(), running.loop)
+            assert running.fake.running
+        assert ended.wait(TIMEOUT_S)
+        assert not running.fake.running
+
+
+def test_too_large_chunked_body_over_a_real_socket() -> None:
+    with live(max_body_bytes=1000) as running:
+        pieces = (b"x" * 600 for _ in range(3))
+        response = httpx.post(running.url + "/v1/completions", content=pieces)
+        assert response.status_code == 413
+        assert httpx.get(running.url + "/health").status_code == 200
+
+
+def test_taken_port_is_one_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MomaserveError, match=f"cannot listen on 127.0.0.1 port {port}: "):
+            bound_socket(ServerSettings(port=port))
+
+
+def test_unknown_host_is_one_clear_error() -> None:
+    with pytest.raises(MomaserveError, match=r"cannot listen on 256\.1\.1\.1"):
+        bound_socket(ServerSettings(host="256.1.1.1"))
