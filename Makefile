@@ -50,7 +50,7 @@ demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 
 	$(BIN)/momaserve train-image-tokenizer --decoder-only --init $(RUNS)/codes \
 		--data $(DICTIONARY) --out $(RUNS)/demo/image_tokenizer
 	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
-		--routing causal calibrated threshold
+		--routing causal calibrated expert_choice threshold
 
 clean:  ## Remove the environment and caches (runs/ and build/ stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -56,7 +56,7 @@ class SchedulerConfig:
 
     max_num_requests: int = 32
     """Requests that run at the same time; more wait."""
-    max_num_step_tokens: int = 512
+    max_num_step_tokens: int = 1024
     """New tokens computed in one step, all requests together."""
     max_queued_requests: int = 256
     """Requests that may wait; one more is refused."""

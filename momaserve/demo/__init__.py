@@ -1,6 +1,6 @@
-"""The embedded demo checkpoint: an illustrated dictionary. Its card is `checkpoint/README.md`."""
+"""The embedded demo checkpoint: this directory. Its card is `README.md` beside this file."""
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = Path(__file__).parent
 """Directory of the embedded checkpoint."""

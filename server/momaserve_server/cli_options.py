@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import momaserve
 from momaserve.config import (
     PROMPT_POLICIES,
     SERVABLE_POLICIES,
@@ -21,10 +20,10 @@ from momaserve.config import (
     RoutingPolicy,
     SchedulerConfig,
 )
+from momaserve.demo import CHECKPOINT
 from momaserve_server.settings import ServerSettings
 
 ENVIRONMENT_PREFIX = "MOMASERVE_"
-DEMO_CHECKPOINT = Path(momaserve.__file__).parent / "demo" / "checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +224,7 @@ def _given(args: argparse.Namespace, options: Sequence[Option], owner: type) -> 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
     path: Path | None = args.checkpoint
-    return DEMO_CHECKPOINT if path is None else path
+    return CHECKPOINT if path is None else path
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

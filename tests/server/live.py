@@ -11,9 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from momaserve_server.serving import DrainingServer
+from momaserve_server.serving import DrainingServer, bound_socket
 from momaserve_server.settings import ServerSettings
-from momaserve_server.serving import bound_socket
 from tests.server.asgi import TIMEOUT_S, make_app
 from tests.server.fake_engine import FakeAsyncEngine
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     }
     llm = None
     for routing in args.routing:
-        llm = LLM(checkpoint, routing=RoutingPolicy(routing), dtype=args.dtype)
+        llm = LLM(checkpoint, dtype=args.dtype, **_routing_options(RoutingPolicy(routing)))
         report["tasks"][routing] = {}
         for split in ("train", "held_out"):
             items = sample_items(select_items(corpus, recipe.data, split), args.samples, args.seed)
@@ -63,6 +63,13 @@ def run(args: argparse.Namespace) -> int:
         report |= _losses(llm.engine.model, checkpoint, recipe, corpus, args.loss_batches)
     print(json.dumps(report))
     return 0
+
+
+def _routing_options(policy: RoutingPolicy) -> dict[str, RoutingPolicy]:
+    """Expert choice needs the whole sequence, so answers are routed causally after it."""
+    if policy is RoutingPolicy.EXPERT_CHOICE:
+        return {"routing": RoutingPolicy.CAUSAL, "prompt_routing": policy}
+    return {"routing": policy}
 
 
 def _losses(

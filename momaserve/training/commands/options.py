@@ -74,8 +74,9 @@ def eval_demo(parser: argparse.ArgumentParser) -> None:
         "--routing",
         nargs="+",
         default=["causal"],
-        choices=["causal", "calibrated", "threshold"],
-        help="policies to score the tasks under (default: causal)",
+        choices=["causal", "calibrated", "expert_choice", "threshold"],
+        help="policies to score the tasks under; expert_choice routes the prompt, and its "
+        "answers causally (default: causal)",
     )
     parser.add_argument("--samples", type=int, default=300, help="items per task (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="draws items and answers (default: 0)")

@@ -8,6 +8,7 @@ const MODALITIES = { text: ["text"], image: ["image"], both: ["text", "image"] }
 
 const element = (id) => document.getElementById(id);
 const promptBox = element("prompt");
+const hasKeyboard = matchMedia("(pointer: fine)").matches;
 const results = element("results");
 
 let maxImageBytes = Infinity;
@@ -81,7 +82,6 @@ function detach() {
   element("file").value = "";
   element("thumbnail").removeAttribute("src");
   element("attachment").hidden = true;
-  promptBox.focus();
 }
 
 // --- one request ---------------------------------------------------------------------------
@@ -135,6 +135,8 @@ async function send() {
       card.take(chunk);
     }
     card.finish();
+    if (attachment) detach();
+    promptBox.select(); // typing replaces it, Enter asks again
   } catch (error) {
     if (error.name === "AbortError") card.finish("stopped");
     else card.fail(error.message);
@@ -147,7 +149,8 @@ async function send() {
 function setBusy(isBusy) {
   element("send").hidden = isBusy;
   element("stop").hidden = !isBusy;
-  promptBox.focus();
+  if (hasKeyboard) promptBox.focus();
+  else promptBox.blur(); // the on-screen keyboard would hide the answer
 }
 
 function announce(text, isProblem = false) {
@@ -225,11 +228,9 @@ class Card {
 
   showSpeed() {
     const facts = [`${this.numTokens} token${this.numTokens === 1 ? "" : "s"}`];
-    const seconds = (this.lastAt - this.firstAt) / 1000;
-    if (this.numTokens > 1 && seconds > 0) {
-      facts.push(`${((this.numTokens - 1) / seconds).toFixed(0)} tokens/s`);
-    }
     if (this.firstAt !== null) {
+      const seconds = (this.lastAt - this.sentAt) / 1000; // the wait for the first one included
+      facts.push(`${(this.numTokens / seconds).toFixed(0)} tokens/s`);
       facts.push(`first after ${(this.firstAt - this.sentAt).toFixed(0)} ms`);
     }
     if (this.reason === "length") facts.push("cut at the length limit");
@@ -291,7 +292,10 @@ document.addEventListener("keydown", (event) => {
 element("stop").addEventListener("click", () => running?.abort());
 element("attach").addEventListener("click", () => element("file").click());
 element("file").addEventListener("change", (event) => attach(event.target.files[0]));
-element("detach").addEventListener("click", detach);
+element("detach").addEventListener("click", () => {
+  detach();
+  promptBox.focus();
+});
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
   if (file) attach(file);

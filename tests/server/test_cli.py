@@ -1,0 +1,258 @@
+"""The `momaserve` command: quick help, environment, exit codes, one line per mistake."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from momaserve.config import CacheConfig, EngineConfig, RoutingPolicy, SchedulerConfig
+from momaserve.demo import CHECKPOINT
+from momaserve.demo import CHECKPOINT
+from momaserve.engine import Engine
+from momaserve.errors import CheckpointError, PromptError
+from momaserve.llm import ChoiceResult, RequestResult
+from momaserve.outputs import FinishReason
+from momaserve.sampling import OutputMode, SamplingParams
+from momaserve_server import cli, generate
+from momaserve_server.cli_options import (
+    SERVE_OPTIONS,
+    add_options,
+    checkpoint_path,
+    engine_config,
+    server_settings,
+)
+from momaserve_server.generate import OutputError, read_picture, save_pictures
+from momaserve_server.generate_options import add_arguments
+from momaserve_server.settings import ServerSettings
+from tests.server.fake_engine import FakeEngine
+from tests.server.test_media import png
+
+HEAVY = ("torch", "fastapi", "uvicorn", "pydantic", "PIL", "numpy")
+
+
+def parse_serve(words: list[str], environment: dict[str, str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="momaserve serve")
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    add_options(parser, SERVE_OPTIONS, environment or {})
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["generate", "--help"], []])
+def test_help_is_light(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom momaserve_server.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["serve", "--nonsense"],
+        ["serve", "--port", "x"],
+        ["serve", "--dtype", "int4"],
+        ["serve", "--routing", "threshold"],
+        ["serve", "--prompt-routing", "threshold"],
+        ["serve", "--block-size", "3"],
+        ["serve", "--port", "70000"],
+        ["serve", "--max-body-bytes", "0"],
+        ["serve", "--drain-timeout", "-1"],
+        ["generate"],
+        ["generate", "--prompt", "x", "--n", "0"],
+        ["generate", "--prompt", "x", "--mode", "song"],
+    ],
+)
+def test_bad_usage_is_exit_code_2_in_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(words)
+    except SystemExit as end:  # argparse's own way
+        code = int(str(end.code))
+    assert code == 2
+    shown = capsys.readouterr().err
+    assert "error: " in shown.splitlines()[-1]
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_missing_checkpoint_is_exit_code_1_in_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, str(tmp_path / "none")]
+    words += ["--port", "0"] if command == "serve" else ["--prompt", "x"]
+    assert cli.main(words) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"momaserve {command}: error: ")
+    assert str(tmp_path / "none") in last
+
+
+def test_errors_of_commands_become_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: BaseException) -> int:
+        def run(args: argparse.Namespace) -> int:
+            raise error
+
+        monkeypatch.setattr(generate, "run", run)
+        return cli.main(["generate", "--prompt", "x"])
+
+    assert fail(CheckpointError("broken")) == 1
+    assert capsys.readouterr().err == "momaserve generate: error: broken\n"
+    assert fail(KeyboardInterrupt()) == 130
+    assert fail(ModuleNotFoundError("No module named 'tqdm'", name="tqdm")) == 1
+    assert "'tqdm'" in capsys.readouterr().err
+
+
+def test_every_server_setting_has_an_option_and_its_default() -> None:
+    options = {o.target for o in SERVE_OPTIONS if o.owner is ServerSettings}
+    assert options == {f.name for f in fields(ServerSettings)}
+    assert server_settings(parse_serve([])) == ServerSettings()
+    assert engine_config(parse_serve([])) == EngineConfig()
+
+
+def test_every_engine_setting_has_an_option() -> None:
+    for owner in (EngineConfig, CacheConfig, SchedulerConfig):
+        options = {o.target for o in SERVE_OPTIONS if o.owner is owner}
+        assert options == {f.name for f in fields(owner)} - {"cache", "scheduler"}
+
+
+def test_options_reach_the_configuration() -> None:
+    engine = "--dtype float32 --threads 1 --block-size 8 --max-num-requests 3"
+    routing = "--routing calibrated --prompt-routing expert_choice"
+    server = "--host ::1 --port 0 --drain-timeout 1.5 --served-model-name m"
+    args = parse_serve(f"{engine} {routing} {server}".split())
+    assert engine_config(args) == EngineConfig(
+        dtype="float32",
+        threads=1,
+        routing=RoutingPolicy.CALIBRATED,
+        prompt_routing=RoutingPolicy.EXPERT_CHOICE,
+        cache=CacheConfig(block_size=8),
+        scheduler=SchedulerConfig(max_num_requests=3),
+    )
+    assert server_settings(args) == ServerSettings(
+        host="::1", port=0, drain_timeout_s=1.5, served_model_name="m"
+    )
+
+
+def test_environment_gives_defaults_and_the_command_line_wins() -> None:
+    environment = {"MOMASERVE_PORT": "9000", "MOMASERVE_DTYPE": "float32", "MOMASERVE_HOST": ""}
+    args = parse_serve(["--dtype", "bfloat16"], environment)
+    assert server_settings(args) == ServerSettings(port=9000)
+    assert engine_config(args).dtype == "bfloat16"
+    names = {option.environment_name for option in SERVE_OPTIONS}
+    assert {"MOMASERVE_DRAIN_TIMEOUT", "MOMASERVE_PROMPT_ROUTING"} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MOMASERVE_PORT", "eight"), ("MOMASERVE_DTYPE", "int4")]
+)
+def test_bad_environment_is_bad_usage_by_name(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_serve([], {name: value})
+    assert end.value.code == 2
+    assert f"{name}={value!r}" in capsys.readouterr().err
+
+
+def test_left_out_checkpoint_is_the_demo() -> None:
+    assert checkpoint_path(parse_serve([])) == CHECKPOINT
+    assert checkpoint_path(parse_serve(["here"])) == Path("here")
+
+
+class FakeLLM:
+    """Records what it is asked, answers with text and pictures."""
+
+    asked: tuple[Any, SamplingParams]
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def generate(self, prompt: Any, params: SamplingParams) -> list[RequestResult]:
+        FakeLLM.asked = (prompt, params)
+        parts: list[str | Image.Image] = ["an apple", Image.new("RGB", (8, 8), "red")]
+        choices = [ChoiceResult(parts=list(parts)) for _ in range(params.n)]
+        return [RequestResult(prompt_token_ids=(0,), choices=choices)]
+
+
+def generate_with(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(generate, "LLM", FakeLLM)
+    monkeypatch.setattr(Engine, "load", lambda checkpoint, config: FakeEngine())
+    return cli.main(["generate", *words])
+
+
+def test_generate_prints_text_and_writes_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.png").write_bytes(png())
+    out = tmp_path / "out.png"
+    words = ["--prompt", "apple", "--image", str(tmp_path / "in.png"), "--mode", "interleaved"]
+    words += ["--seed", "4", "--n", "2", "--temperature", "0.5", "--image-top-k", "3"]
+    assert generate_with(monkeypatch, *words, "--out", str(out)) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "an apple\nan apple\n"
+    assert shown.err.splitlines() == [f"wrote {tmp_path}/out-{i}.png" for i in (1, 2)]
+    assert Image.open(tmp_path / "out-2.png").getpixel((0, 0)) == (255, 0, 0)
+    prompt, params = FakeLLM.asked
+    assert isinstance(prompt[0], Image.Image)
+    assert prompt[1] == "apple"
+    assert (params.mode, params.seed, params.n) == (OutputMode.INTERLEAVED, 4, 2)
+    assert (params.text.temperature, params.image.top_k) == (0.5, 3)
+
+
+def test_generate_fails_when_the_engine_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def generate_badly(self: FakeLLM, prompt: Any, params: SamplingParams) -> list[RequestResult]:
+        choice = ChoiceResult(finish_reason=FinishReason.ERROR, error="out of luck")
+        return [RequestResult(prompt_token_ids=(0,), choices=[choice])]
+
+    monkeypatch.setattr(FakeLLM, "generate", generate_badly)
+    assert generate_with(monkeypatch, "--prompt", "x") == 1
+    assert capsys.readouterr().err == "momaserve generate: error: out of luck\n"
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    assert save_pictures([], tmp_path / "a.png") == []
+    assert save_pictures([picture], tmp_path / "a.png") == [tmp_path / "a.png"]
+    assert save_pictures([picture], tmp_path) == [tmp_path / "momaserve.png"]
+    with pytest.raises(OutputError, match=r"no/a\.png cannot be written"):
+        save_pictures([picture], tmp_path / "no" / "a.png")
+    (tmp_path / "b.png").mkdir()
+    (tmp_path / "b.png" / "momaserve.png").mkdir()
+    with pytest.raises(OutputError):
+        save_pictures([picture], tmp_path / "b.png")
+    assert {path.name for path in tmp_path.rglob("*")} == {"a.png", "b.png", "momaserve.png"}
+
+
+def test_unreadable_pictures_name_their_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for name in ("bad.png", "missing.png"):
+        with pytest.raises(PromptError, match=str(tmp_path / name)):
+            read_picture(tmp_path / name)
+
+
+def test_generate_takes_the_ablation_policy() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--prompt", "x", "--routing", "threshold"])
+    assert engine_config(args).routing is RoutingPolicy.THRESHOLD
