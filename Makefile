@@ -48,9 +48,9 @@ demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 
 	$(BIN)/momaserve train --data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo
 	$(BIN)/momaserve fit-routers $(RUNS)/demo --data $(DICTIONARY)
 	$(BIN)/momaserve train-image-tokenizer --decoder-only --init $(RUNS)/codes \
-		--data $(DICTIONARY) --out $(RUNS)/demo/image_tokenizer
+		--data $(DICTIONARY) --out $(RUNS)/decoder --into $(RUNS)/demo
 	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
-		--routing causal calibrated expert_choice threshold
+		--routing causal calibrated expert_choice threshold --card
 
 clean:  ## Remove the environment and caches (runs/ and build/ stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

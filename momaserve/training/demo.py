@@ -21,7 +21,7 @@ from momaserve.training.dictionary.item import Item
 from momaserve.training.image_tokenizer import to_pixels
 from momaserve.training.packing import Packer
 from momaserve.training.recipe import DataSettings, Recipe
-from momaserve.training.run import write_atomically
+from momaserve.training.run import logged_seconds, write_atomically
 from momaserve.training.tasks import DictionaryTasks
 
 CHAT_TEMPLATE = """\
@@ -143,8 +143,24 @@ def assemble(recipe: Recipe, image_tokenizer: Path, out: Path) -> None:
     write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE)
     generation = json.dumps(recipe.generation, indent=2) + "\n"
     write_atomically(out / "generation_config.json", generation)
-    target = out / "image_tokenizer"
+    install_image_tokenizer(image_tokenizer, out)
+
+
+def install_image_tokenizer(source: Path, checkpoint: Path) -> None:
+    """Copy a trained image tokenizer into a checkpoint."""
+    target = checkpoint / "image_tokenizer"
     target.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(image_tokenizer / name, target / f"{name}.tmp")
+        shutil.copyfile(source / name, target / f"{name}.tmp")
         (target / f"{name}.tmp").replace(target / name)
+
+
+def record_stage(checkpoint: Path, stage: str, run: Path) -> None:
+    """Keep the configuration and the time of a finished run in the checkpoint's training.json."""
+    path = checkpoint / "training.json"
+    stages = read_json_object(path) if path.exists() else {}
+    stages[stage] = {
+        "minutes": round(logged_seconds(run) / 60, 1),
+        **read_json_object(run / "run.json"),
+    }
+    write_atomically(path, json.dumps(stages, indent=2) + "\n")

@@ -146,3 +146,13 @@ class Run:
             file.write(json.dumps(record) + "\n")
         line = "  ".join(f"{k} {v:g}" for k, v in record.items())
         tqdm.write(line, file=sys.stderr)
+
+
+def logged_seconds(directory: Path) -> float:
+    """Time that a run took, over all the processes that it was resumed in, by its log."""
+    total = last = 0.0
+    for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        elapsed = float(json.loads(line)["elapsed_s"])
+        total += elapsed - last if elapsed >= last else elapsed
+        last = elapsed
+    return total

@@ -74,9 +74,6 @@ class Generation:
             processor.decoder(params.stop, prompt) for prompt in prompts for _ in range(params.n)
         ]
         self.counts = TokenCounts()
-        for prompt in prompts:
-            self.counts.prompt_tokens += len(prompt.token_ids)
-            self.counts.prompt_image_tokens += self._num_image_tokens(prompt.token_ids)
 
     @classmethod
     async def start(
@@ -97,6 +94,7 @@ class Generation:
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
                 stream = await context.async_engine.generate(prompt, params, request_id=name)
                 generation._streams.append(stream)
+                generation._count_prompt(prompt)  # only now is it sure to be of bounded length
         except BaseException:
             generation._is_told = True
             generation.close()
@@ -164,6 +162,10 @@ class Generation:
             prompt_logprobs=output.prompt_logprobs,
             finish_reason=None if finish_reason is None else str(finish_reason),
         )
+
+    def _count_prompt(self, prompt: Prompt) -> None:
+        self.counts.prompt_tokens += len(prompt.token_ids)
+        self.counts.prompt_image_tokens += self._num_image_tokens(prompt.token_ids)
 
     def _num_image_tokens(self, token_ids: Sequence[int]) -> int:
         modality_of = self._context.async_engine.engine.model_config.modality_of

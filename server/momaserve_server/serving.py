@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -54,6 +55,7 @@ class DrainingServer(uvicorn.Server):
         self._num_signals += 1
         if self._num_signals > 1 or self._loop is None or not self.started:
             self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no cancelled stacks
             return
         self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
 

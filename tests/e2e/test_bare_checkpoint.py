@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import start_server, stop_server
 from tests.reference.checkpoints import CASES, random_checkpoint, sample_ids
-from tests.reference.moma_float64 import load_checkpoint, token_log_probs
+from tests.reference.moma_float64 import Policy, load_checkpoint, token_log_probs
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.reference.moma_float64 import load_checkpoint, token_log_probs
         ("tied_pre", "expert_choice"),
     ],
 )
-def test_log_probabilities_over_http(tmp_path: Path, case: str, policy: str) -> None:
+def test_log_probabilities_over_http(tmp_path: Path, case: str, policy: Policy) -> None:
     random_checkpoint(tmp_path, seed=1, **CASES[case])
     config, weights = load_checkpoint(tmp_path)
     ids = sample_ids(config, 3)

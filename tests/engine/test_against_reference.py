@@ -8,7 +8,7 @@ from momaserve import LLM, SamplingParams
 from momaserve.config import RoutingPolicy
 from tests.engine.conftest import CheckpointFor
 from tests.reference.checkpoints import CASES, sample_ids
-from tests.reference.moma_float64 import load_checkpoint, token_log_probs
+from tests.reference.moma_float64 import Policy, load_checkpoint, token_log_probs
 
 TOLERANCE = 1e-3
 
@@ -21,7 +21,7 @@ def scored(llm: LLM, ids: list[int], **params: object) -> list[float]:
     return [entry.logprob for entry in result.prompt_logprobs]
 
 
-def wanted(checkpoint: CheckpointFor, case: str, ids: list[int], policy: str) -> list[float]:
+def wanted(checkpoint: CheckpointFor, case: str, ids: list[int], policy: Policy) -> list[float]:
     config, weights = load_checkpoint(checkpoint(case))
     values = token_log_probs(config, weights, ids, policy=policy)
     assert values[0] is None
@@ -30,7 +30,7 @@ def wanted(checkpoint: CheckpointFor, case: str, ids: list[int], policy: str) ->
 
 @pytest.mark.parametrize("policy", ["causal", "calibrated"])
 @pytest.mark.parametrize("case", CASES)
-def test_serving_policies(checkpoint_for: CheckpointFor, case: str, policy: str) -> None:
+def test_serving_policies(checkpoint_for: CheckpointFor, case: str, policy: Policy) -> None:
     llm = LLM(checkpoint_for(case), dtype="float32", block_size=4)
     config, _ = load_checkpoint(checkpoint_for(case))
     ids = sample_ids(config, 3)
@@ -66,13 +66,9 @@ def test_prompts_under_different_policies_share_a_step(
     llm = LLM(checkpoint_for(case), dtype="float32", block_size=4)
     config, _ = load_checkpoint(checkpoint_for(case))
     prompts = [sample_ids(config, seed) for seed in (3, 3, 3)]
-    policies = [
-        RoutingPolicy.CAUSAL,
-        RoutingPolicy.EXPERT_CHOICE,
-        RoutingPolicy.CALIBRATED,
-    ]
+    policies: list[Policy] = ["causal", "expert_choice", "calibrated"]
     params = [
-        SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_routing=policy)
+        SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_routing=RoutingPolicy(policy))
         for policy in policies
     ]
     results = llm.generate(prompts, params)

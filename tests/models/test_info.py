@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from momaserve_server import command_info
 
 from momaserve.errors import CheckpointError, ConfigError
 from momaserve.models.info import ModelInfo, TokenCost, describe, describe_checkpoint
 from momaserve.models.presets import PRESET_NAMES, preset_config
 from momaserve.models.weights import save_config, stored_tensors
+from momaserve_server import command_info
 from tests.models.factory import (
     config_dict,
     make_config,

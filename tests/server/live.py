@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def live(
         try:
             yield Live(f"http://{host}:{port}", server, fake, loops[0], thread)
         finally:
-            server.should_exit = server.force_exit = True
+            server.handle_exit(signal.SIGTERM, None)
+            server.handle_exit(signal.SIGTERM, None)  # twice: at once
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()

@@ -14,7 +14,6 @@ from PIL import Image
 
 from momaserve.config import CacheConfig, EngineConfig, RoutingPolicy, SchedulerConfig
 from momaserve.demo import CHECKPOINT
-from momaserve.demo import CHECKPOINT
 from momaserve.engine import Engine
 from momaserve.errors import CheckpointError, PromptError
 from momaserve.llm import ChoiceResult, RequestResult

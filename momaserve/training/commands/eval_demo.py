@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from momaserve.config import RoutingPolicy
 from momaserve.demo import CHECKPOINT
 from momaserve.llm import LLM
+from momaserve.models.config import ModelConfig, read_json_object
 from momaserve.models.moma import MomaModel
+from momaserve.training.card import write_card
 from momaserve.training.commands.common import machine, prepare
 from momaserve.training.demo import demo_data, select_items
 from momaserve.training.demo_eval import (
@@ -26,9 +28,12 @@ from momaserve.training.demo_eval import (
     score_tasks,
 )
 from momaserve.training.dictionary.corpus import Corpus
+from momaserve.training.dictionary.notices import collect_notices
+from momaserve.training.dictionary.own_glosses import OWN_GLOSSES
 from momaserve.training.evaluate import loss_by_policy, router_agreement
 from momaserve.training.pretrain import rows_of_step
 from momaserve.training.recipe import Recipe
+from momaserve.training.run import write_atomically
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +66,27 @@ def run(args: argparse.Namespace) -> int:
         contact_sheet(corpus, items, drawn).save(args.sheet)
     if args.loss_batches:
         report |= _losses(llm.engine.model, checkpoint, recipe, corpus, args.loss_batches)
+    if args.card:
+        _write_card(checkpoint, recipe, corpus, report)
     print(json.dumps(report))
     return 0
+
+
+def _write_card(checkpoint: Path, recipe: Recipe, corpus: Corpus, report: dict[str, Any]) -> None:
+    config = ModelConfig.load(checkpoint)
+    stages = read_json_object(checkpoint / "training.json")
+    minutes = ", ".join(f"{name} {stage['minutes']:.0f}" for name, stage in stages.items())
+    facts = {
+        "num_items": len(select_items(corpus, recipe.data, "train")),
+        "num_held_out": len(select_items(corpus, recipe.data, "held_out")),
+        "num_glosses": len(corpus.glosses),
+        "own": sum(word in OWN_GLOSSES for word, _ in corpus.glosses),
+        "size": f"{corpus.pictures.shape[1]} x {corpus.pictures.shape[2]}",
+        "training": f"`make demo` (recipe `demo`); minutes on one CPU thread of a shared "
+        f"2-core machine: {minutes}. The configuration of every stage is in `training.json`.",
+    }
+    write_atomically(checkpoint / "README.md", write_card(report, config, facts))
+    write_atomically(checkpoint / "NOTICES.txt", collect_notices())
 
 
 def _routing_options(policy: RoutingPolicy) -> dict[str, RoutingPolicy]:

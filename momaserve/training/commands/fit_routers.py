@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from momaserve.models.config import ModelConfig
 from momaserve.models.weights import load_model
 from momaserve.training.commands.common import prepare
-from momaserve.training.demo import demo_data
+from momaserve.training.demo import demo_data, record_stage
 from momaserve.training.fit_routers import fit_routers
 from momaserve.training.pretrain import rows_of_step
 from momaserve.training.recipe import Recipe
@@ -32,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
         lambda step: rows_of_step(batches, data.packer, data.tasks.draw, step),
         args.checkpoint,
     )
+    record_stage(args.checkpoint, "routers", args.checkpoint / "run-routers")
     print(f"auxiliary routers and thresholds written to {args.checkpoint}")
     return 0

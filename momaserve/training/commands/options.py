@@ -36,6 +36,9 @@ def train_image_tokenizer(parser: argparse.ArgumentParser) -> None:
         help="run the recipe's second stage: train the decoder of --init, keep its codes",
     )
     parser.add_argument("--init", type=Path, metavar="DIR", help="image tokenizer to start from")
+    parser.add_argument(
+        "--into", type=Path, metavar="CHECKPOINT", help="also put the result into this checkpoint"
+    )
     _threads(parser)
 
 
@@ -87,6 +90,11 @@ def eval_demo(parser: argparse.ArgumentParser) -> None:
         help="batches for losses and router agreement; 0 leaves them out (default: 40)",
     )
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="write the model card and its notices into the checkpoint",
+    )
     parser.add_argument(
         "--sheet", type=Path, metavar="PNG", help="write 100 pairs of wanted and drawn pictures"
     )

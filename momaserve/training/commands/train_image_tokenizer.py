@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from momaserve.training.commands.common import prepare
-from momaserve.training.demo import select_items
+from momaserve.training.demo import install_image_tokenizer, record_stage, select_items
 from momaserve.training.image_tokenizer import train_image_tokenizer
 from momaserve.training.recipe import Recipe
 
@@ -20,5 +20,9 @@ def run(args: argparse.Namespace) -> int:
         for split in ("train", "held_out")
     ]
     train_image_tokenizer(training, splits[0], splits[1], args.out, args.init)
+    if args.into is not None:
+        install_image_tokenizer(args.out, args.into)
+        stage = "image_decoder" if args.decoder_only else "image_tokenizer"
+        record_stage(args.into, stage, args.out / "run")
     print(f"image tokenizer written to {args.out}")
     return 0
