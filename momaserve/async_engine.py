@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from momaserve.engine import Engine
 from momaserve.errors import EngineDeadError, MomaserveError, QueueFullError
-from momaserve.outputs import TokenOutput
+from momaserve.outputs import FinishReason, TokenOutput
 from momaserve.request import Request
 from momaserve.sampling import SamplingParams
 from momaserve.stats import StatsListener
@@ -129,7 +129,7 @@ class AsyncEngine:
     """Runs an `Engine` on a thread of its own.
 
     Invariants:
-      * every accepted submission ends with a finishing output per choice, an error, or an abort;
+      * every accepted submission ends with a finishing output per choice, or with an error;
       * after the thread has ended, for whatever reason, every call raises EngineDeadError.
     """
 
@@ -186,12 +186,13 @@ class AsyncEngine:
             self.listener.on_rejected(reason)
 
     def abort(self, request_id: str) -> bool:
-        """Abort a submission by its id; False when nothing of it is running or waiting."""
+        """Abort a submission by its id: its stream ends with finish reason ABORT.
+
+        Returns:
+            False when nothing of it is running or waiting.
+        """
         streams = {s for s in list(self._streams.values()) if s.request_id == request_id}
         for stream in streams:
-            stream._loop.call_soon_threadsafe(
-                stream._break, EngineDeadError(f"request {request_id} was aborted")
-            )
             self._post(_Abort(stream.choice_ids))
         return bool(streams)
 
@@ -294,7 +295,13 @@ class AsyncEngine:
         if isinstance(message, _Abort):
             for request_id in message.request_ids:
                 self.engine.abort(request_id)
-                self._streams.pop(request_id, None)
+                stream = self._streams.pop(request_id, None)
+                if stream is not None:
+                    # Whoever closed the stream no longer listens; whoever else does is told.
+                    ended = TokenOutput(
+                        request_id=request_id, token_ids=(), finish_reason=FinishReason.ABORT
+                    )
+                    _call(stream, lambda s=stream, o=ended: s._put(o))  # type: ignore[misc]
             return
         stream = message.stream
         error: MomaserveError | None = None

@@ -125,23 +125,38 @@ def _draw(scores: Tensor, rows: Sequence[SampleRow], keep: str) -> Tensor:
     scaled = (scores - best).double() / temperature
     ids: Tensor | None = None
     if keep == "top_k":
-        counts = column((r.distribution.top_k for r in rows), torch.int64)
-        width = min(int(counts.max()), scores.shape[1])
-        scaled, ids = scaled.topk(width, dim=-1)
-        rank = torch.arange(width, device=device)
-        scaled = scaled.masked_fill(rank >= counts, float("-inf"))
+        size = scores.shape[1]
+        counts = column((min(r.distribution.top_k, size) for r in rows), torch.int64)
+        ids = _best_ids(scores, int(counts.max()))
+        rank = torch.arange(ids.shape[1], device=device)
+        scaled = scaled.gather(1, ids).masked_fill(rank >= counts, float("-inf"))
     elif keep == "sorted":
         scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    probabilities = scaled.softmax(-1)
+    # Weights of the best token 1, not normalised: a sum would round differently with the width
+    # of the table, which mates decide; the last of running sums does not.
+    weights = scaled.exp()
     if ids is not None:
-        before = probabilities.cumsum(-1) - probabilities
+        cumulative = weights.cumsum(-1)
+        before = cumulative - weights
         top_p = column(r.distribution.top_p for r in rows)
         # The likeliest token has nothing before it, so it always stays.
-        probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
+        is_cut = (before >= top_p * cumulative[:, -1:]) & (top_p < 1)
+        weights = weights.masked_fill(is_cut, 0.0)
     min_p = column(r.distribution.min_p for r in rows)
-    floor = probabilities.amax(-1, keepdim=True) * min_p
-    probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    cumulative = probabilities.cumsum(-1)
+    weights = weights.masked_fill(weights < min_p, 0.0)
+    cumulative = weights.cumsum(-1)
     draws = column(uniform(r.seed, r.position) for r in rows) * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, draws, right=True).clamp_max(scaled.shape[1] - 1)
     return (index if ids is None else ids.gather(1, index)).squeeze(1)
+
+
+def _best_ids(scores: Tensor, count: int) -> Tensor:
+    """Ids of the `count` best of float32 scores [S, V], best first, ties by id: [S, count].
+
+    `topk` alone breaks ties as it likes, and otherwise for another count, which mates decide;
+    a stable sort of the whole vocabulary is ten times as slow.
+    """
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 equal to 0.0
+    order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # increases with the score
+    keys = (order << 32) - torch.arange(scores.shape[1], device=scores.device)
+    return keys.topk(count, dim=-1).indices

@@ -21,6 +21,7 @@ from momaserve.config import (
     SchedulerConfig,
 )
 from momaserve.demo import CHECKPOINT
+from momaserve.errors import ConfigError
 from momaserve_server.settings import ServerSettings
 
 ENVIRONMENT_PREFIX = "MOMASERVE_"
@@ -180,6 +181,15 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_source(parser: argparse.ArgumentParser) -> None:
+    """A checkpoint, or a preset that stands in for one."""
+    add_checkpoint(parser)
+    parser.add_argument("--preset", metavar="NAME", help="a named shape instead of a checkpoint")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="fill the preset with random weights"
+    )
+
+
 def add_options(
     parser: argparse.ArgumentParser,
     options: Sequence[Option],
@@ -225,6 +235,22 @@ def _given(args: argparse.Namespace, options: Sequence[Option], owner: type) -> 
 def checkpoint_path(args: argparse.Namespace) -> Path:
     path: Path | None = args.checkpoint
     return CHECKPOINT if path is None else path
+
+
+def model_source(args: argparse.Namespace) -> Path | str:
+    """The checkpoint's directory, or the name of a preset.
+
+    Raises:
+        ConfigError: arguments that contradict each other.
+    """
+    preset: str | None = args.preset
+    if (preset is not None) != args.random_weights:
+        raise ConfigError("--preset and --random-weights go together")
+    if preset is None:
+        return checkpoint_path(args)
+    if args.checkpoint is not None:
+        raise ConfigError(f"give CHECKPOINT {args.checkpoint} or --preset, not both")
+    return preset
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

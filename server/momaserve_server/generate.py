@@ -16,7 +16,7 @@ from momaserve.errors import MomaserveError, PromptError, SamplingError
 from momaserve.llm import LLM
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve.tokens.image import ImageLimits, open_image
-from momaserve_server.cli_options import checkpoint_path, engine_config
+from momaserve_server.cli_options import engine_config, model_source
 from momaserve_server.errors import GenerationFailedError
 from momaserve_server.generate_options import DEFAULT_OUT
 from momaserve_server.pictures import png_bytes, require_pixels
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     config = engine_config(args)
     mode = OutputMode(args.mode)
     SamplingParams(n=args.n, seed=args.seed, max_tokens=args.max_tokens, stop=tuple(args.stop))
-    llm = LLM(Engine.load(checkpoint_path(args), config))
+    llm = LLM(Engine.load(model_source(args), config))
     if mode is not OutputMode.TEXT:
         require_pixels(llm.engine.processor)
     defaults = llm.engine.defaults

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 from momaserve.sampling import OutputMode
-from momaserve_server.cli_options import GENERATE_OPTIONS, add_checkpoint, add_options
+from momaserve_server.cli_options import GENERATE_OPTIONS, add_model_source, add_options
 
 DEFAULT_OUT = Path("momaserve.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
+    add_model_source(parser)
     request = parser.add_argument_group("request")
     request.add_argument("--prompt", metavar="TEXT", help="what to ask")
     request.add_argument(

@@ -21,6 +21,7 @@ from momaserve_server.context import ServerContext, context_of, request_id_of
 from momaserve_server.generation import ChoiceDelta, Generation
 from momaserve_server.logprobs import TextOffsets, TokenNames, completion_logprobs
 from momaserve_server.openapi import json_body
+from momaserve_server.prompts import encode_text
 from momaserve_server.sampling_params import completion_params
 from momaserve_server.schemas_completions import CompletionRequest
 from momaserve_server.sse import DONE, EventStreamResponse, encode_event, until_disconnect
@@ -61,7 +62,7 @@ async def create_completion(request: Request) -> Response:
 
 def _encode(processor: Processor, given: Sequence[str | list[int]]) -> list[Prompt]:
     return [
-        processor.encode_text(item) if isinstance(item, str) else processor.encode_ids(item)
+        encode_text(processor, item) if isinstance(item, str) else processor.encode_ids(item)
         for item in given
     ]
 

@@ -19,6 +19,7 @@ from momaserve_server.context import ServerContext, context_of, request_id_of
 from momaserve_server.generation import Generation, TokenCounts
 from momaserve_server.openapi import json_body
 from momaserve_server.pictures import PartialSchedule, PictureRenderer, require_pixels
+from momaserve_server.prompts import encode_text
 from momaserve_server.sampling_params import image_params
 from momaserve_server.schemas_images import ImageRequest
 from momaserve_server.sse import EventStreamResponse, encode_event, until_disconnect
@@ -35,7 +36,7 @@ async def create_image(request: Request) -> Response:
     engine = context.async_engine.engine
     params = image_params(body, engine)
     size = _checked_size(body.size, engine.processor)
-    prompt = await context.workers.run(engine.processor.encode_text, body.prompt)
+    prompt = await context.workers.run(encode_text, engine.processor, body.prompt)
     generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
     reply = ImageReply(context, body, generation, params.n, size)
     if body.stream:

@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -17,7 +19,7 @@ from momaserve.async_engine import AsyncEngine
 from momaserve.engine import Engine
 from momaserve.errors import MomaserveError
 from momaserve_server.app import create_app
-from momaserve_server.cli_options import checkpoint_path, engine_config, server_settings
+from momaserve_server.cli_options import engine_config, model_source, server_settings
 from momaserve_server.metrics import ServerMetrics
 from momaserve_server.settings import ServerSettings
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     settings = server_settings(args)
     config = engine_config(args)
-    checkpoint = checkpoint_path(args)
+    checkpoint = model_source(args)
     with bound_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
         _say(f"loading {checkpoint}")
@@ -94,18 +96,16 @@ def run(args: argparse.Namespace) -> int:
             settings.drain_timeout_s,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(_serve(server, listening, async_engine, address, started))
+        name = settings.served_model_name or async_engine.engine.model_name
+        announce = _announce(server, async_engine, f"{name} at {address}", started)
+        asyncio.run(_serve(server, listening, announce))
     return 0 if server.started else 1
 
 
 async def _serve(
-    server: DrainingServer,
-    listening: socket.socket,
-    async_engine: AsyncEngine,
-    address: str,
-    started: float,
+    server: DrainingServer, listening: socket.socket, announce: Coroutine[Any, Any, None]
 ) -> None:
-    announcing = asyncio.ensure_future(_announce(server, async_engine, address, started))
+    announcing = asyncio.ensure_future(announce)
     try:
         await server.serve(sockets=[listening])
     finally:
@@ -113,12 +113,11 @@ async def _serve(
 
 
 async def _announce(
-    server: DrainingServer, async_engine: AsyncEngine, address: str, started: float
+    server: DrainingServer, async_engine: AsyncEngine, what: str, started: float
 ) -> None:
     while not (server.started and async_engine.is_ready):
         await asyncio.sleep(READY_POLL_S)
-    name = async_engine.engine.model_name
-    _say(f"ready after {time.monotonic() - started:.1f} s: {name} at {address} (Ctrl-C stops)")
+    _say(f"ready after {time.monotonic() - started:.1f} s: {what} (Ctrl-C stops)")
 
 
 def bound_socket(settings: ServerSettings) -> socket.socket:

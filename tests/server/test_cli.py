@@ -15,16 +15,17 @@ from PIL import Image
 from momaserve.config import CacheConfig, EngineConfig, RoutingPolicy, SchedulerConfig
 from momaserve.demo import CHECKPOINT
 from momaserve.engine import Engine
-from momaserve.errors import CheckpointError, PromptError
+from momaserve.errors import CheckpointError, ConfigError, PromptError
 from momaserve.llm import ChoiceResult, RequestResult
 from momaserve.outputs import FinishReason
 from momaserve.sampling import OutputMode, SamplingParams
 from momaserve_server import cli, generate
 from momaserve_server.cli_options import (
     SERVE_OPTIONS,
+    add_model_source,
     add_options,
-    checkpoint_path,
     engine_config,
+    model_source,
     server_settings,
 )
 from momaserve_server.generate import OutputError, read_picture, save_pictures
@@ -38,12 +39,14 @@ HEAVY = ("torch", "fastapi", "uvicorn", "pydantic", "PIL", "numpy")
 
 def parse_serve(words: list[str], environment: dict[str, str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="momaserve serve")
-    parser.add_argument("checkpoint", nargs="?", type=Path)
+    add_model_source(parser)
     add_options(parser, SERVE_OPTIONS, environment or {})
     return parser.parse_args(words)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["generate", "--help"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["serve", "--help"], ["generate", "--help"], ["info", "--help"], []]
+)
 def test_help_is_light(words: list[str]) -> None:
     code = (
         "import sys\nfrom momaserve_server.cli import main\n"
@@ -173,8 +176,17 @@ def test_bad_environment_is_bad_usage_by_name(
 
 
 def test_left_out_checkpoint_is_the_demo() -> None:
-    assert checkpoint_path(parse_serve([])) == CHECKPOINT
-    assert checkpoint_path(parse_serve(["here"])) == Path("here")
+    assert model_source(parse_serve([])) == CHECKPOINT
+    assert (CHECKPOINT / "config.json").is_file()
+    assert model_source(parse_serve(["here"])) == Path("here")
+
+
+def test_preset_stands_in_for_a_checkpoint() -> None:
+    words = ["--preset", "moma-90m-4t4i", "--random-weights"]
+    assert model_source(parse_serve(words)) == "moma-90m-4t4i"
+    for wrong in (words[:2], words[2:], ["here", *words]):
+        with pytest.raises(ConfigError):
+            model_source(parse_serve(wrong))
 
 
 class FakeLLM:

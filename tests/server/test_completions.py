@@ -136,7 +136,9 @@ async def test_scoring_without_tokenizer() -> None:
     assert choice["text"] == ""
     assert choice["logprobs"]["tokens"] == ["token_id:7", "token_id:8"]
     assert choice["logprobs"]["token_logprobs"] == [None, -1.0]
-    assert (await refuse(fake, prompt="words"))["message"].endswith("send token ids")
+    error = await refuse(fake, prompt="words")
+    assert error["message"].endswith("send token ids")
+    assert error["param"] == "prompt"
     assert (await refuse(fake, prompt=[7], stop="x"))["param"] == "stop"
 
 

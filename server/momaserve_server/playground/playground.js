@@ -3,7 +3,7 @@
 import { eventData } from "./sse.js";
 
 const MAX_CARDS = 20;
-const PARTIAL_IMAGES = 16;
+const PARTIAL_IMAGES = 8; // each costs the server some milliseconds
 const MODALITIES = { text: ["text"], image: ["image"], both: ["text", "image"] };
 
 const element = (id) => document.getElementById(id);
