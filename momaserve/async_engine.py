@@ -55,6 +55,7 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_ids: tuple[str, ...]
+    reason: FinishReason = FinishReason.ABORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,17 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         """Abort the choices that are not finished; safe to call more than once."""
         self.abort()
 
-    def abort(self, index: int | None = None) -> None:
-        """Abort all choices, or one of them: its blocks are free by the next step."""
+    def abort(self, index: int | None = None, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End all choices, or one of them: its blocks are free by the next step.
+
+        Args:
+            reason: what the statistics say; STOP when the reader found a stop string.
+        """
         wanted = self.choice_ids if index is None else (self.choice_ids[index],)
         running = tuple(choice_id for choice_id in wanted if choice_id in self._open)
         self._open.difference_update(running)
         if running:
-            self._engine._post(_Abort(running))
+            self._engine._post(_Abort(running, reason))
 
     # Called through `loop.call_soon_threadsafe`.
 
@@ -294,12 +299,12 @@ class AsyncEngine:
     def _handle(self, message: _Submit | _Abort) -> None:
         if isinstance(message, _Abort):
             for request_id in message.request_ids:
-                self.engine.abort(request_id)
+                self.engine.abort(request_id, message.reason)
                 stream = self._streams.pop(request_id, None)
                 if stream is not None:
                     # Whoever closed the stream no longer listens; whoever else does is told.
                     ended = TokenOutput(
-                        request_id=request_id, token_ids=(), finish_reason=FinishReason.ABORT
+                        request_id=request_id, token_ids=(), finish_reason=message.reason
                     )
                     _call(stream, lambda s=stream, o=ended: s._put(o))  # type: ignore[misc]
             return

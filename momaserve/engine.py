@@ -206,13 +206,17 @@ class Engine:
                 live.image_started_at = request.arrival_time
             self._live[request.request_id] = live
 
-    def abort(self, request_id: str) -> bool:
-        """Stop a request in any state; its blocks are free at once. False if it is unknown."""
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
+        """End a request in any state; its blocks are free at once. False if it is unknown.
+
+        Args:
+            reason: what the statistics say; STOP when its reader found a stop string.
+        """
         live = self._live.pop(request_id, None)
         request = self.scheduler.requests.get(request_id)
         found = self.scheduler.abort(request_id)
         if live is not None and request is not None:
-            self._tell_finished(request, live, FinishReason.ABORT)
+            self._tell_finished(request, live, reason)
         return found
 
     @property

@@ -164,7 +164,7 @@ class LLM:
             ]
         self._show(choice, decoder.push(output.token_ids))
         if decoder.stopped and output.finish_reason is None:
-            self.engine.abort(output.request_id)
+            self.engine.abort(output.request_id, FinishReason.STOP)
             choice.finish_reason = FinishReason.STOP
         elif output.finish_reason is not None:
             choice.finish_reason = FinishReason.STOP if decoder.stopped else output.finish_reason

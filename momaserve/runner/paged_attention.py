@@ -61,7 +61,10 @@ class PagedAttention:
         if decode_slots:
             padded = torch.nn.utils.rnn.pad_sequence(decode_slots, batch_first=True)
             width = torch.arange(padded.shape[1])
-            self._decode_slots = padded.to(device)  # [B, S], padded with slot 0
+            # Padded with the row's own first slot: 0 * NaN is NaN, and a request whose K/V are
+            # not finite must not reach its mates through the padding.
+            padded = torch.where(width < lengths.unsqueeze(1), padded, padded[:, :1])
+            self._decode_slots = padded.to(device)  # [B, S]
             self._decode_mask = (width < lengths.unsqueeze(1)).to(device)  # [B, S]
             self._decode_last = (width == lengths.unsqueeze(1) - 1).to(device)  # [B, S]
 

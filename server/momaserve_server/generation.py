@@ -145,8 +145,7 @@ class Generation:
         finish_reason: FinishReason | None = output.finish_reason
         if decoder.stopped:
             if finish_reason is None:
-                self._streams[number].abort(item.index)
-                self._context.metrics.on_stop_string()
+                self._streams[number].abort(item.index, FinishReason.STOP)
             finish_reason = FinishReason.STOP
         elif finish_reason is not None:
             events += decoder.finish()

@@ -135,10 +135,6 @@ class ServerMetrics:
     def on_rejected(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
 
-    def on_stop_string(self) -> None:
-        """A choice ended at a stop string, of which the engine knows nothing."""
-        self._success.labels(str(FinishReason.STOP)).inc()
-
     def on_aborted(self, reason: str) -> None:
         self._aborted.labels(reason).inc()
 

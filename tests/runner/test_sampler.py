@@ -134,7 +134,7 @@ def test_uniform_is_in_the_unit_interval(seed: int, position: int) -> None:
 def test_uniform_is_uniform(along: str) -> None:
     values = [uniform(i, 7) if along == "seeds" else uniform(7, i) for i in range(4000)]
     bins = Counter(int(value * 20) for value in values)
-    assert_frequencies(bins, {i: 1 / 20 for i in range(20)})
+    assert_frequencies(bins, dict.fromkeys(range(20), 1 / 20))
 
 
 # --- the grammar's masks -------------------------------------------------------------------

@@ -207,7 +207,8 @@ class FakeStream(AsyncIterator[ChoiceOutput]):
             self._discard(item.index)
         return item
 
-    def abort(self, index: int | None = None) -> None:
+    def abort(self, index: int | None = None, reason: FinishReason = FinishReason.ABORT) -> None:
+        self._engine.abort_reasons.append(reason)
         name, n = self._submission.request_id, self._submission.params.n
         for choice in sorted(self._open) if index is None else [index]:
             self._engine.aborted.append(name if n == 1 else f"{name}-{choice}")
@@ -235,9 +236,12 @@ class FakeAsyncEngine:
         """(tokens, reason): a choice ends like this after so many tokens."""
         self.submissions: list[Submission] = []
         self.aborted: list[str] = []
+        self.abort_reasons: list[FinishReason] = []
         self.running: set[str] = set()
         self.stopped = asyncio.Event()
         """Set whenever a submission ends, for tests that wait for an abort."""
+        self.started = asyncio.Event()
+        """Set when the first submission arrives."""
         self.is_started = False
         self.is_closed = False
         self.is_healthy = True
@@ -279,6 +283,7 @@ class FakeAsyncEngine:
         assert request_id is not None
         self.submissions.append(Submission(request_id, prompt, params))
         self.running.add(request_id)
+        self.started.set()
         return FakeStream(self, self.submissions[-1])
 
     def end(self, request_id: str) -> None:

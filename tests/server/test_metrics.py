@@ -181,8 +181,10 @@ async def test_gauges_show_the_engine_as_it_is() -> None:
     assert "momaserve_kv_cache_usage_perc 0.25" in response.text
 
 
-async def test_stop_strings_count_as_stop() -> None:
-    metrics = ServerMetrics()
-    async with client_of(make_app(metrics=metrics)) as client:
+async def test_stop_strings_are_no_aborts() -> None:
+    """The engine, which counts finished requests, is told why this one ended."""
+    metrics, engine = ServerMetrics(), FakeAsyncEngine()
+    async with client_of(make_app(engine, metrics=metrics)) as client:
         await client.post("/v1/chat/completions", json=chat_body(stop="e"))
-    assert samples(metrics)["request_success_total{finished_reason=stop}"] == 1
+    assert engine.abort_reasons[0] is FinishReason.STOP
+    assert not any("aborted" in name for name in samples(metrics))

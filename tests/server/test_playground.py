@@ -144,6 +144,12 @@ def test_stop_button_and_escape_abort(page: Page, running: Live, how: str) -> No
     card = ask(page, "never ends")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_hidden()
+
+    async def until_started() -> None:
+        async with asyncio.timeout(TIMEOUT_MS / 1000):
+            await running.fake.started.wait()
+
+    asyncio.run_coroutine_threadsafe(until_started(), running.loop).result()
     if how == "button":
         page.get_by_role("button", name="Stop").click()
     else:
