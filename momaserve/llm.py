@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from momaserve.config import CacheConfig, EngineConfig, SchedulerConfig
 from momaserve.engine import Engine
@@ -87,6 +89,8 @@ class LLM:
         self,
         prompts: PromptLike | Iterable[PromptLike],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: str | None = None,
     ) -> list[RequestResult]:
         """Answer prompts, batched continuously; results keep the order of the prompts.
 
@@ -94,6 +98,7 @@ class LLM:
             prompts: one prompt or several. A list of integers is one prompt of token ids; a
                 list of strings is several prompts; parts go into a tuple.
             params: one for all or one each; None is the checkpoint's own sampling.
+            progress: label of a progress bar on a terminal; None shows none.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing is generated.
@@ -116,10 +121,14 @@ class LLM:
             for request, choice in zip(requests, result.choices, strict=True):
                 decoder = self.engine.processor.decoder(one.stop, prompt)
                 self._open[request.request_id] = _Open(result, choice, decoder)
-        while waiting or self.engine.has_work:
-            self._fill(waiting)
-            for output in self.engine.step():
-                self._take(output)
+        total = len(self._open)
+        is_hidden = progress is None or not sys.stderr.isatty()
+        with tqdm(total=total, desc=progress, disable=is_hidden, leave=False) as bar:
+            while waiting or self.engine.has_work:
+                self._fill(waiting)
+                for output in self.engine.step():
+                    self._take(output)
+                bar.update(total - len(self._open) - bar.n)
         return results
 
     def encode(self, prompt: PromptLike) -> Prompt:

@@ -112,7 +112,10 @@ def score_tasks(
 def draw(llm: LLM, names: Sequence[str], seed: int) -> list[Image.Image]:
     """One picture per name."""
     params = [llm.default_params(mode=OutputMode.IMAGE, seed=seed + i) for i in range(len(names))]
-    return [result.choices[0].images[0] for result in llm.generate(list(names), params)]
+    return [
+        result.choices[0].images[0]
+        for result in llm.generate(list(names), params, progress="drawing")
+    ]
 
 
 def name_pictures(llm: LLM, pictures: Sequence[Image.Image], seed: int) -> list[str]:
@@ -120,7 +123,7 @@ def name_pictures(llm: LLM, pictures: Sequence[Image.Image], seed: int) -> list[
     params = [
         llm.default_params(max_tokens=40, stop=("\n",), seed=seed + i) for i in range(len(pictures))
     ]
-    results = llm.generate([(picture,) for picture in pictures], params)
+    results = llm.generate([(picture,) for picture in pictures], params, progress="naming")
     return [result.choices[0].text for result in results]
 
 

@@ -25,7 +25,7 @@ from momaserve.tokens.prompt import Prompt
 from tests.engine.conftest import CheckpointFor
 from tests.engine.driver import WORDS, Recorder, answer, make_engine
 
-HANG_S = 30.0
+HANG_S = 4.0
 """A test that gets here hangs."""
 PROMPT = Prompt(tuple(WORDS))
 Result = TypeVar("Result")
