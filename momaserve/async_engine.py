@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from momaserve.engine import Engine
-from momaserve.errors import EngineDeadError, MomaserveError, QueueFullError
+from momaserve.errors import EngineDeadError, MomaserveError, QueueFullError, RequestError
 from momaserve.outputs import FinishReason, TokenOutput
 from momaserve.request import Request
 from momaserve.sampling import SamplingParams
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 STUCK_STEP_S = 120.0
 """A step that runs longer than this makes the engine unhealthy."""
+_DRAINING = "the server is shutting down and takes no new requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,18 @@ class _Submit:
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
-    request_ids: tuple[str, ...]
+    stream: GenerationStream
+    """Whose choices: by the time the message is read, others may bear their ids."""
+    choice_ids: tuple[str, ...]
     reason: FinishReason = FinishReason.ABORT
+
+
+@dataclass(frozen=True, slots=True)
+class _AbortAll:
+    """Ends every request, those whose submissions lie before it in the inbox included."""
+
+
+_Message = _Submit | _Abort | _AbortAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +88,27 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         self._open = set(choice_ids)
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
-        self._queue: asyncio.Queue[ChoiceOutput | MomaserveError] = asyncio.Queue()
+        self._queue: asyncio.Queue[ChoiceOutput | MomaserveError | None] = asyncio.Queue()
+        """None only wakes a reader, when a close has left nothing to wait for."""
 
     def __aiter__(self) -> GenerationStream:
         return self
 
     async def __anext__(self) -> ChoiceOutput:
         """Raises EngineDeadError when the engine stops underneath."""
-        if not self._open and self._queue.empty():
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        if isinstance(item, MomaserveError):
-            self._open.clear()
-            raise item
-        if item.output.finish_reason is not None:
-            self._open.discard(item.output.request_id)
-        return item
+        while self._open:
+            item = await self._queue.get()
+            if item is None:
+                continue
+            if isinstance(item, MomaserveError):
+                self._open.clear()
+                raise item
+            if item.output.request_id not in self._open:
+                continue  # made before its choice was aborted
+            if item.output.finish_reason is not None:
+                self._open.discard(item.output.request_id)
+            return item
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Abort the choices that are not finished; safe to call more than once."""
@@ -108,7 +124,9 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         running = tuple(choice_id for choice_id in wanted if choice_id in self._open)
         self._open.difference_update(running)
         if running:
-            self._engine._post(_Abort(running, reason))
+            self._engine._post(_Abort(self, running, reason))
+        if not self._open:
+            self._queue.put_nowait(None)
 
     # Called through `loop.call_soon_threadsafe`.
 
@@ -142,7 +160,7 @@ class AsyncEngine:
         self.engine = engine
         self.listener = listener
         engine.listener = listener
-        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Message | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, GenerationStream] = {}
         self._thread: threading.Thread | None = None
         self._step_started: float | None = None
@@ -176,12 +194,12 @@ class AsyncEngine:
             try:
                 await asyncio.shield(stream._accepted)
             except asyncio.CancelledError:
-                self._post(_Abort(stream.choice_ids))
+                self._post(_Abort(stream, stream.choice_ids))
                 raise
         except QueueFullError:
             self._reject("queue_full")
             raise
-        except MomaserveError:
+        except RequestError:
             self._reject("invalid")
             raise
         return stream
@@ -198,7 +216,7 @@ class AsyncEngine:
         """
         streams = {s for s in list(self._streams.values()) if s.request_id == request_id}
         for stream in streams:
-            self._post(_Abort(stream.choice_ids))
+            self._post(_Abort(stream, stream.choice_ids))
         return bool(streams)
 
     def snapshot(self) -> EngineSnapshot:
@@ -227,14 +245,15 @@ class AsyncEngine:
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new requests; wait for the running ones, then abort what is left."""
-        self._is_draining = True
+        with self._lock:
+            self._is_draining = True
         deadline = time.monotonic() + timeout_s
         while not self._is_dead and not self._idle.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             await asyncio.to_thread(self._idle.wait, min(left, 1.0))
-        self._post(_Abort(tuple(self._streams)))
+        self._post(_AbortAll())
 
     def close(self) -> None:
         """Stop the engine thread and wait for it."""
@@ -245,13 +264,15 @@ class AsyncEngine:
 
     def _require_alive(self) -> None:
         if self._is_draining:
-            raise EngineDeadError("the server is shutting down and takes no new requests")
+            raise EngineDeadError(_DRAINING)
         if self._thread is None or self._is_dead:
             raise EngineDeadError("the engine has stopped")
 
-    def _post(self, message: _Submit | _Abort) -> None:
+    def _post(self, message: _Message) -> None:
         """Hand a message to the engine thread."""
         with self._lock:
+            if isinstance(message, _Submit) and self._is_draining:
+                raise EngineDeadError(_DRAINING)
             # A message posted after the thread ended would never be answered.
             if self._is_dead:
                 if isinstance(message, _Submit):
@@ -275,6 +296,7 @@ class AsyncEngine:
                 self._idle.set()
             for stream in set(self._streams.values()):
                 _call(stream, lambda s=stream: s._break(error))  # type: ignore[misc]
+            self._streams.clear()
             while not self._inbox.empty():
                 message = self._inbox.get()
                 if isinstance(message, _Submit):
@@ -296,17 +318,15 @@ class AsyncEngine:
             self._step_started = None
             self._deliver(outputs)
 
-    def _handle(self, message: _Submit | _Abort) -> None:
+    def _handle(self, message: _Message) -> None:
+        if isinstance(message, _AbortAll):
+            for choice_id in list(self._streams):
+                self._end(choice_id, FinishReason.ABORT)
+            return
         if isinstance(message, _Abort):
-            for request_id in message.request_ids:
-                self.engine.abort(request_id, message.reason)
-                stream = self._streams.pop(request_id, None)
-                if stream is not None:
-                    # Whoever closed the stream no longer listens; whoever else does is told.
-                    ended = TokenOutput(
-                        request_id=request_id, token_ids=(), finish_reason=message.reason
-                    )
-                    _call(stream, lambda s=stream, o=ended: s._put(o))  # type: ignore[misc]
+            for choice_id in message.choice_ids:
+                if self._streams.get(choice_id) is message.stream:
+                    self._end(choice_id, message.reason)
             return
         stream = message.stream
         error: MomaserveError | None = None
@@ -317,6 +337,13 @@ class AsyncEngine:
         else:
             self._streams.update(dict.fromkeys(stream.choice_ids, stream))
         _call(stream, lambda: stream._accept(error))
+
+    def _end(self, choice_id: str, reason: FinishReason) -> None:
+        """End a choice that runs. Whoever closed its stream no longer listens; others are told."""
+        self.engine.abort(choice_id, reason)
+        stream = self._streams.pop(choice_id)
+        ended = TokenOutput(request_id=choice_id, token_ids=(), finish_reason=reason)
+        _call(stream, lambda: stream._put(ended))
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         """Hand a step's outputs over, with one wake-up per event loop."""

@@ -82,6 +82,7 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt plus output in tokens; None is the checkpoint's own limit."""
     routing: RoutingPolicy = RoutingPolicy.CAUSAL
+    """Any policy but expert choice, which needs a whole prompt to choose from."""
     prompt_routing: RoutingPolicy | None = None
     """Policy of prompt tokens; None is the same as `routing`."""
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -100,3 +101,22 @@ class EngineConfig:
             self.max_model_len is None or self.max_model_len >= 1,
             f"max_model_len must be at least 1, got {self.max_model_len}",
         )
+        # A plain string equals its policy but is not it; elsewhere policies are told apart by
+        # identity.
+        object.__setattr__(self, "routing", _policy("routing", self.routing))
+        if self.prompt_routing is not None:
+            prompt_routing = _policy("prompt_routing", self.prompt_routing)
+            object.__setattr__(self, "prompt_routing", prompt_routing)
+        _require(
+            self.routing is not RoutingPolicy.EXPERT_CHOICE,
+            f"routing must not be {RoutingPolicy.EXPERT_CHOICE}: generated tokens come one by "
+            "one, and there is nothing to choose from; it may be the prompt_routing",
+        )
+
+
+def _policy(name: str, value: str) -> RoutingPolicy:
+    try:
+        return RoutingPolicy(value)
+    except ValueError:
+        policies = [str(policy) for policy in RoutingPolicy]
+        raise ConfigError(f"{name} must be one of {policies}, got {value!r}") from None

@@ -245,7 +245,8 @@ class Engine:
             result = self._runner.execute(plan, requests, rows)
         except Exception as error:  # one broken step must not end the others' requests
             logger.exception("a step failed; its %d requests are ended", len(plan.requests))
-            return [self._fail(planned.request_id, error) for planned in plan.requests]
+            why = type(error).__name__
+            return [self._fail(planned.request_id, why) for planned in plan.requests]
         return self._settle(plan, result, started)
 
     def _sample_row(self, request: Request, live: _Live) -> SampleRow | None:
@@ -275,6 +276,9 @@ class Engine:
             request, live = requests[planned.request_id], self._live[planned.request_id]
             tally.prompt_tokens += _prompt_part(planned, request)
             live.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
+            if request.request_id in result.broken:
+                outputs.append(self._fail(request.request_id, "its logits are not finite"))
+                continue
             if not planned.samples:
                 continue
             output, new_tokens = self._advance(request, live, result, now, tally)
@@ -308,7 +312,7 @@ class Engine:
             new_tokens = [token, *advance.forced]
             self._time_image(live, advance.state, now, tally)
             self._time_token(request, live, now, tally)
-            tally.count(new_tokens, self.processor.spec.image_ids)
+            tally.count((*live.unsent, *new_tokens), self.processor.spec.image_ids)
             live.state = advance.state
             if advance.finished:
                 reason = FinishReason.STOP
@@ -329,7 +333,7 @@ class Engine:
         eos = self.model_config.eos_token_id
         return params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, eos)
 
-    def _fail(self, request_id: str, error: Exception) -> TokenOutput:
+    def _fail(self, request_id: str, why: str) -> TokenOutput:
         live = self._live.pop(request_id)
         request = self.scheduler.requests[request_id]
         self.scheduler.abort(request_id)
@@ -338,7 +342,7 @@ class Engine:
             request_id=request_id,
             token_ids=(),
             finish_reason=FinishReason.ERROR,
-            error=f"the engine could not compute this request: {type(error).__name__}",
+            error=f"the engine could not compute this request: {why}",
         )
 
     # --- timing and statistics -------------------------------------------------------------

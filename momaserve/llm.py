@@ -101,7 +101,7 @@ class LLM:
             progress: label of a progress bar on a terminal; None shows none.
 
         Raises:
-            RequestError: a prompt or parameter that cannot be served; nothing is generated.
+            RequestError: a prompt or parameter that cannot be served; nothing stays queued.
         """
         listed = _as_list(prompts)
         if params is None:
@@ -121,6 +121,15 @@ class LLM:
             for request, choice in zip(requests, result.choices, strict=True):
                 decoder = self.engine.processor.decoder(one.stop, prompt)
                 self._open[request.request_id] = _Open(result, choice, decoder)
+        try:
+            self._run(waiting, progress)
+        except BaseException:  # an interrupt too: the next call must not run what this one left
+            for request_id in self._open:
+                self.engine.abort(request_id)
+            raise
+        return results
+
+    def _run(self, waiting: deque[list[Request]], progress: str | None) -> None:
         total = len(self._open)
         is_hidden = progress is None or not sys.stderr.isatty()
         with tqdm(total=total, desc=progress, disable=is_hidden, leave=False) as bar:
@@ -129,7 +138,6 @@ class LLM:
                 for output in self.engine.step():
                     self._take(output)
                 bar.update(total - len(self._open) - bar.n)
-        return results
 
     def encode(self, prompt: PromptLike) -> Prompt:
         """Raises PromptError for what the checkpoint cannot read."""
@@ -166,11 +174,8 @@ class LLM:
         choice, decoder = open_.choice, open_.decoder
         choice.token_ids += output.token_ids
         choice.logprobs += output.logprobs or ()
-        if output.prompt_logprobs is not None:
-            open_.result.prompt_logprobs = [
-                *(open_.result.prompt_logprobs or ()),
-                *output.prompt_logprobs,
-            ]
+        if output.prompt_logprobs is not None and open_.result.prompt_logprobs is None:
+            open_.result.prompt_logprobs = list(output.prompt_logprobs)  # each choice brings them
         self._show(choice, decoder.push(output.token_ids))
         if decoder.stopped and output.finish_reason is None:
             self.engine.abort(output.request_id, FinishReason.STOP)
@@ -208,4 +213,10 @@ def _as_list(prompts: PromptLike | Iterable[PromptLike]) -> list[PromptLike]:
     listed = list(prompts)
     if listed and all(isinstance(item, int) for item in listed):
         return [[item for item in listed if isinstance(item, int)]]
-    return [item for item in listed if not isinstance(item, int | Image.Image)]
+    whole = [item for item in listed if not isinstance(item, int | Image.Image)]
+    if len(whole) < len(listed):
+        raise PromptError(
+            "a list holds whole prompts, or nothing but the token ids of one; the words and "
+            "pictures of one prompt go into a tuple"
+        )
+    return whole

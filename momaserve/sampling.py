@@ -116,6 +116,7 @@ class SamplingParams:
                 name,
             )
         self._check_stops()
+        self._check_enums()
         _require(
             len(self.logit_bias) <= MAX_LOGIT_BIAS,
             f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {len(self.logit_bias)}",
@@ -123,17 +124,24 @@ class SamplingParams:
         )
         for value in self.logit_bias.values():
             _in_range("logit_bias", value, -100.0, 100.0)
-        _require(
-            self.routing is None or self.routing in SERVABLE_POLICIES,
-            f"routing must be one of {[str(p) for p in SERVABLE_POLICIES]}, got {self.routing}",
-            "routing",
+
+    def _check_enums(self) -> None:
+        """A plain string is taken for its enum: it equals it, but is told apart by identity."""
+        kinds: tuple[tuple[str, type[StrEnum], tuple[StrEnum, ...]], ...] = (
+            ("mode", OutputMode, tuple(OutputMode)),
+            ("routing", RoutingPolicy, SERVABLE_POLICIES),
+            ("prompt_routing", RoutingPolicy, PROMPT_POLICIES),
         )
-        _require(
-            self.prompt_routing is None or self.prompt_routing in PROMPT_POLICIES,
-            f"prompt_routing must be one of {[str(p) for p in PROMPT_POLICIES]}, "
-            f"got {self.prompt_routing}",
-            "prompt_routing",
-        )
+        for name, kind, allowed in kinds:
+            value = getattr(self, name)
+            if value is None and name != "mode":
+                continue
+            _require(
+                value in allowed,
+                f"{name} must be one of {[str(v) for v in allowed]}, got {value}",
+                name,
+            )
+            object.__setattr__(self, name, kind(value))
 
     def _check_stops(self) -> None:
         _require(

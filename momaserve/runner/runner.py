@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -84,6 +85,8 @@ class StepResult:
     logprobs: dict[str, TokenLogprob] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
     """Entries of the prompt tokens that follow the positions computed in this step."""
+    broken: set[str] = field(default_factory=set)
+    """Requests whose logits are not finite."""
     routing: RoutingCounts
 
 
@@ -116,6 +119,8 @@ class Runner:
                 chunk = hidden[row : row + planned.num_new_tokens]
                 entries = self._prompt_logprobs(planned, request, chunk)
                 result.prompt_logprobs[planned.request_id] = entries
+                if not all(math.isfinite(entry.logprob) for entry in entries):
+                    result.broken.add(planned.request_id)
             row += planned.num_new_tokens
             if planned.request_id in rows:
                 last_rows.append(row - 1)
@@ -131,7 +136,13 @@ class Runner:
         result: StepResult,
     ) -> None:
         logits = self.model.logits(hidden)
-        sampled = self._sampler.sample(logits, list(rows.values()))
+        is_finite = logits.isfinite().all(-1)
+        if not bool(is_finite.all()):
+            healthy = [name for name, ok in zip(rows, is_finite.tolist(), strict=True) if ok]
+            result.broken |= rows.keys() - set(healthy)
+            rows = {name: rows[name] for name in healthy}
+            logits = logits[is_finite]
+        sampled = self._sampler.sample(logits, list(rows.values())) if rows else []
         result.sampled = dict(zip(rows, sampled, strict=True))
         for index, (request_id, token) in enumerate(result.sampled.items()):
             num_top = requests[request_id].params.logprobs

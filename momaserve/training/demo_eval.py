@@ -23,6 +23,8 @@ from momaserve.training.dictionary.item import Item, split_tone
 
 _BLANK_STD = 4.0
 """A picture whose pixels vary by less than this (of 255) shows nothing."""
+_REMEASURED = 64
+"""Pictures near a drawn one that are compared with it exactly, at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +58,13 @@ class PictureIndex:
     def nearest(self, picture: Image.Image, count: int) -> list[int]:
         """Ids of the `count` nearest pictures, best first; one id per group of duplicates."""
         flat = np.asarray(picture.convert("RGB"), dtype=np.float32).reshape(-1)
-        distance = self._norms - 2 * (self._pixels @ flat)
+        # Sums of squares near 1e9 are rough in float32, so that pictures which hardly differ
+        # would be mixed up: the best ones are measured again, exactly.
+        rough = self._norms - 2 * (self._pixels @ flat)
+        best = np.sort(np.argsort(rough, kind="stable")[: max(_REMEASURED, 8 * count)])
+        distance = ((self._pixels[best] - flat) ** 2).sum(axis=1, dtype=np.float64)
         found: list[int] = []
-        for index in np.argsort(distance, kind="stable"):
+        for index in best[np.argsort(distance, kind="stable")]:
             first = self._first[int(index)]
             if first not in found:
                 found.append(first)
@@ -128,7 +134,9 @@ def name_pictures(llm: LLM, pictures: Sequence[Image.Image], seed: int) -> list[
 
 
 def is_blank(picture: Image.Image) -> bool:
-    return float(np.asarray(picture, dtype=np.float32).std()) < _BLANK_STD
+    """Whether all pixels are nearly of one colour, whichever it is."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    return float(pixels.std(axis=(0, 1)).max()) < _BLANK_STD
 
 
 def contact_sheet(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from momaserve.config import RoutingPolicy
+from momaserve.errors import DataError
 from momaserve.layers.block import Block
 from momaserve.layers.experts import ExpertGroup, ExpertLayer
 from momaserve.layers.routing import AuxiliaryRouter, Router
@@ -56,7 +57,10 @@ class Selections:
 
 
 class SelectionRecorder:
-    """Observer that keeps every selection of a forward pass, padding left out."""
+    """Observer that keeps every selection of a forward pass, padding left out.
+
+    A router without tokens in the batch has no entry.
+    """
 
     def __init__(self, rows: PackedRows) -> None:
         self._real = ~rows.is_padding.flatten()
@@ -74,6 +78,8 @@ class SelectionRecorder:
         self, name: str, inputs: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
     ) -> None:
         rows = (eligible & self._real).nonzero().squeeze(1)
+        if not len(rows):
+            return  # a batch without pictures says nothing about the routers of pictures
         self.selections.append(Selections(name, inputs[rows], logits[rows], selected[rows]))
 
 
@@ -119,15 +125,19 @@ class Thresholds(nn.Module):
         super().__init__()
         for name, router in routers.items():
             self.register_buffer(name.replace(".", "_"), torch.zeros(router.weight.shape[0]))
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+            self.register_buffer(self._counter(name), torch.zeros((), dtype=torch.int64))
+
+    @staticmethod
+    def _counter(name: str) -> str:
+        """Buffer of a router's updates, which are as many as the batches that it had tokens in."""
+        return name.replace(".", "_") + "_updates"
 
     @torch.no_grad()
     def update(self, selections: list[Selections], decay: float) -> None:
-        count = int(self.get_buffer("num_updates")) + 1
-        self.get_buffer("num_updates").fill_(count)
-        # A true mean at first, then an exponential one.
-        weight = max(1 - decay, 1 / count)
         for entry in selections:
+            count = self.get_buffer(self._counter(entry.name)).add_(1)
+            # A true mean at first, then an exponential one.
+            weight = max(1 - decay, 1 / int(count))
             # The k-th best score is the lowest one selected.
             lowest = entry.logits.masked_fill(~entry.selected, float("inf")).amin(0).sigmoid()
             self.get_buffer(entry.name.replace(".", "_")).lerp_(lowest, weight)
@@ -160,8 +170,14 @@ def record_selections(model: MomaModel, rows: PackedRows) -> list[Selections]:
 def fit_routers(
     model: MomaModel, training: FitRoutersConfig, rows_of_step: RowsOfStep, out: Path
 ) -> MomaModel:
-    """Fit auxiliary routers and thresholds; writes the whole checkpoint's weights to `out`."""
+    """Fit auxiliary routers and thresholds; writes the whole checkpoint's weights to `out`.
+
+    Raises:
+        DataError: the model has no routers, or `out` holds a run with another configuration.
+    """
     config: ModelConfig = model.config
+    if not model.routers():
+        raise DataError("this model has no routers to fit: it has one expert per group")
     run = Run(
         out / "run-routers",
         {"model": config.to_dict(), "training": asdict(training)},
@@ -181,9 +197,10 @@ def fit_routers(
         selections = record_selections(model, rows_of_step(step))
         thresholds.update(selections, training.threshold_decay)
         loss, by_kind = auxiliary_loss(routers, selections)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if selections:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
         if (step + 1) % training.log_every == 0:
             run.log(by_kind | {"lr_factor": factor})
         if (step + 1) % training.save_every == 0 or step + 1 == training.num_steps:

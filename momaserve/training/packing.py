@@ -132,10 +132,12 @@ class Packer:
     ) -> PackedRows:
         targets = np.full_like(token_ids, -100)
         targets[:, :-1] = np.where(learnt[:, 1:], token_ids[:, 1:], -100)
+        # Not by the id: pad and eos are one in many a vocabulary.
+        padding = np.zeros(token_ids.shape, dtype=bool) if documents is None else documents < 0
         return PackedRows(
             token_ids=torch.from_numpy(token_ids),
             targets=torch.from_numpy(targets),
             positions=torch.from_numpy(positions),
             documents=None if documents is None else torch.from_numpy(documents),
-            is_padding=torch.from_numpy(token_ids == self.config.pad_token_id),
+            is_padding=torch.from_numpy(padding),
         )

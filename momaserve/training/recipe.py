@@ -62,6 +62,11 @@ class Recipe:
             raise ConfigError(
                 f"recipe {path}: sections must be {sorted(wanted)}, got {sorted(data)}"
             )
+        for section, value in data.items():
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"recipe section {section} must be a table, got {type(value).__name__}"
+                )
         return cls(
             data=_settings(DataSettings, data["data"], "data"),
             image_tokenizer=_settings(

@@ -66,7 +66,7 @@ def cosine(step: int, num_steps: int, *, warmup: int, floor: float) -> float:
 
 
 class Run:
-    """One training run in its directory: `state.safetensors`, `log.jsonl`, `config.json`.
+    """One training run in its directory: `state.safetensors`, `log.jsonl`, `run.json`.
 
     Owns the step counter. A directory that holds a state of the same configuration is resumed;
     one of another configuration is refused.
@@ -150,8 +150,11 @@ class Run:
 
 def logged_seconds(directory: Path) -> float:
     """Time that a run took, over all the processes that it was resumed in, by its log."""
+    path = directory / "log.jsonl"
+    if not path.exists():
+        return 0.0  # fewer steps than the first line of a log takes
     total = last = 0.0
-    for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         elapsed = float(json.loads(line)["elapsed_s"])
         total += elapsed - last if elapsed >= last else elapsed
         last = elapsed

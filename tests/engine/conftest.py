@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from momaserve.engine import Engine
+from tests.engine.driver import make_engine
 from tests.reference.checkpoints import CASES, random_checkpoint
 
 CheckpointFor = Callable[[str], Path]
@@ -24,3 +26,9 @@ def checkpoint_for(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFor:
         return made[case]
 
     return get
+
+
+@pytest.fixture
+def engine(checkpoint_for: CheckpointFor) -> Engine:
+    """A fresh engine on a model with four experts for words and four for pictures."""
+    return make_engine(checkpoint_for("4t4i_post"))
