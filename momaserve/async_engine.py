@@ -1,7 +1,7 @@
 """The engine on its own thread, for servers: submit from an event loop, iterate over outputs.
 
 Only the engine thread touches scheduler, cache and device. What crosses the boundary are
-immutable messages. An idle engine blocks on its inbox and uses no CPU.
+messages that their sender no longer touches. An idle engine blocks on its inbox and uses no CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from momaserve.engine import Engine
-from momaserve.errors import EngineDeadError, MomaserveError, QueueFullError, RequestError
+from momaserve.errors import (
+    DrainingError,
+    EngineDeadError,
+    MomaserveError,
+    QueueFullError,
+    RequestError,
+)
 from momaserve.outputs import FinishReason, TokenOutput
 from momaserve.request import Request
 from momaserve.sampling import SamplingParams
@@ -183,11 +189,12 @@ class AsyncEngine:
         Raises:
             RequestError: the request can never be served.
             QueueFullError: too much is waiting already.
-            EngineDeadError: the engine stopped or is draining.
+            DrainingError: the engine takes nothing new.
+            EngineDeadError: the engine stopped.
         """
-        self._require_alive()
         name = request_id or uuid.uuid4().hex
         try:
+            self._require_alive()
             requests = tuple(self.engine.make_requests(prompt, params, name))
             stream = GenerationStream(self, name, tuple(r.request_id for r in requests))
             self._post(_Submit(requests, stream))
@@ -201,6 +208,9 @@ class AsyncEngine:
             raise
         except RequestError:
             self._reject("invalid")
+            raise
+        except DrainingError:
+            self._reject("draining")
             raise
         return stream
 
@@ -264,7 +274,7 @@ class AsyncEngine:
 
     def _require_alive(self) -> None:
         if self._is_draining:
-            raise EngineDeadError(_DRAINING)
+            raise DrainingError(_DRAINING)
         if self._thread is None or self._is_dead:
             raise EngineDeadError("the engine has stopped")
 
@@ -272,7 +282,7 @@ class AsyncEngine:
         """Hand a message to the engine thread."""
         with self._lock:
             if isinstance(message, _Submit) and self._is_draining:
-                raise EngineDeadError(_DRAINING)
+                raise DrainingError(_DRAINING)
             # A message posted after the thread ended would never be answered.
             if self._is_dead:
                 if isinstance(message, _Submit):
@@ -329,13 +339,16 @@ class AsyncEngine:
                     self._end(choice_id, message.reason)
             return
         stream = message.stream
+        # Registered first: should `add` fail in a way it must not, the stream hears of the end.
+        mine = [c for c in stream.choice_ids if c not in self._streams]
+        self._streams.update(dict.fromkeys(mine, stream))
         error: MomaserveError | None = None
         try:
             self.engine.add(message.requests)
         except MomaserveError as refused:
             error = refused
-        else:
-            self._streams.update(dict.fromkeys(stream.choice_ids, stream))
+            for choice_id in mine:
+                del self._streams[choice_id]
         _call(stream, lambda: stream._accept(error))
 
     def _end(self, choice_id: str, reason: FinishReason) -> None:

@@ -37,7 +37,7 @@ class CacheConfig:
     """Tokens per block; a power of two."""
     kv_cache_bytes: int | None = None
     """Bytes for all blocks; None gives every running request room for a whole context, up to
-    1 GiB on a CPU."""
+    1 GiB or one whole context, whichever is more."""
 
     def __post_init__(self) -> None:
         size = self.block_size

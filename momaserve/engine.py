@@ -26,7 +26,7 @@ from momaserve.request import Request
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
 from momaserve.runner.runner import Runner, StepResult
 from momaserve.runner.sampler import Sampler, SampleRow
-from momaserve.sampling import SamplingParams
+from momaserve.sampling import OutputMode, SamplingParams
 from momaserve.stats import RequestStats, StatsListener, StepStats
 from momaserve.tokens.grammar import GrammarState
 from momaserve.tokens.prompt import Prompt
@@ -43,6 +43,7 @@ class _Live:
     """Forced tokens that no output has carried yet."""
     bias: tuple[tuple[int, float], ...]
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    has_output: bool = False
     scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -84,6 +85,7 @@ class Engine:
             max_num_requests=config.scheduler.max_num_requests,
             max_model_len=self.max_model_len,
         )
+        self._cache_tokens = num_blocks * config.cache.block_size
         storage = KVStorage(
             model.config,
             num_blocks=num_blocks,
@@ -95,6 +97,9 @@ class Engine:
             config.scheduler, num_blocks=num_blocks, block_size=config.cache.block_size
         )
         self._runner = Runner(model, storage, Sampler(parts.processor.spec, device))
+        controls = parts.processor.spec.unsampled_text_ids | {model.config.eos_token_id}
+        num_text = model.config.vocab_size - len(parts.processor.spec.image_ids)
+        self._has_words = num_text > len(controls)
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self.listener: StatsListener | None = None
@@ -140,10 +145,18 @@ class Engine:
                 f"at most {self.max_model_len}",
                 param="prompt",
             )
-        num_output = room if params.max_tokens is None else min(params.max_tokens, room)
+        if params.max_tokens is None:
+            num_output = max(1, min(room, self._cache_tokens - num_prompt))
+        else:
+            num_output = min(params.max_tokens, room)
         state = self.processor.grammar.scan(prompt.token_ids)
         self.processor.grammar.check_room(state, params.mode, num_output)
         self._check_token_ids(params)
+        if params.ignore_eos and params.mode is not OutputMode.IMAGE and not self._has_words:
+            raise SamplingError(
+                "ignore_eos: this checkpoint's vocabulary has no text token but eos to sample",
+                param="ignore_eos",
+            )
         routing = params.routing or self.config.routing
         prompt_routing = params.prompt_routing or self.config.prompt_routing or routing
         for policy, name in ((routing, "routing"), (prompt_routing, "prompt_routing")):
@@ -155,6 +168,7 @@ class Engine:
             prompt_routing is RoutingPolicy.EXPERT_CHOICE,
             num_prompt,
         )
+        self.scheduler.check_submission(params.n, params.n * num_prompt)
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         opening = self.processor.grammar.opening(state, params.mode)
         now = self._clock()
@@ -202,8 +216,6 @@ class Engine:
             if request.params.ignore_eos:
                 bias.append((self.model_config.eos_token_id, float("-inf")))
             live = _Live(state, list(request.output_token_ids), tuple(bias))
-            if state.image_tokens is not None:
-                live.image_started_at = request.arrival_time
             self._live[request.request_id] = live
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
@@ -237,13 +249,17 @@ class Engine:
             live = self._live[planned.request_id]
             if live.scheduled_at is None:
                 live.scheduled_at = started
+                if live.state.image_tokens is not None:
+                    live.image_started_at = started
             if planned.samples:
                 row = self._sample_row(requests[planned.request_id], live)
                 if row is not None:
                     rows[planned.request_id] = row
         try:
-            result = self._runner.execute(plan, requests, rows)
-        except Exception as error:  # one broken step must not end the others' requests
+            result = self._runner.execute(
+                plan, requests, rows, count_routing=self.listener is not None
+            )
+        except Exception as error:  # a broken step ends its requests, not the engine
             logger.exception("a step failed; its %d requests are ended", len(plan.requests))
             why = type(error).__name__
             return [self._fail(planned.request_id, why) for planned in plan.requests]
@@ -318,15 +334,18 @@ class Engine:
                 reason = FinishReason.STOP
             elif request.num_tokens + len(new_tokens) >= request.max_num_tokens:
                 reason = FinishReason.LENGTH
+        # A request's first output carries them all: the whole prompt was computed before it.
+        is_first = params.prompt_logprobs is not None and not live.has_output
+        scored = tuple(live.prompt_logprobs) if is_first else None
         output = TokenOutput(
             request_id=request.request_id,
             token_ids=(*live.unsent, *new_tokens),
             logprobs=_token_logprobs(request, live.unsent, new_tokens, result),
-            prompt_logprobs=tuple(live.prompt_logprobs) or None,
+            prompt_logprobs=scored,
             finish_reason=reason,
             stop_token_id=stop_token,
         )
-        live.unsent, live.prompt_logprobs = [], []
+        live.unsent, live.prompt_logprobs, live.has_output = [], [], True
         return output, new_tokens
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:

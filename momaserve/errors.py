@@ -9,6 +9,7 @@
     │   └── SamplingError      a sampling parameter out of its range
     ├── QueueFullError         the engine has no room for one more waiting request
     └── EngineDeadError        the engine stopped; nothing more will be served
+        └── DrainingError      it takes nothing new and finishes what it has
 
 The server turns these classes into status codes in one table; `param` is the name of the
 request field at fault, where there is one.
@@ -59,3 +60,7 @@ class QueueFullError(MomaserveError):
 
 class EngineDeadError(MomaserveError):
     """The engine stopped; nothing more will be served."""
+
+
+class DrainingError(EngineDeadError):
+    """The engine takes no new requests and finishes those it has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from momaserve.config import CacheConfig, EngineConfig, SchedulerConfig
 from momaserve.engine import Engine
-from momaserve.errors import PromptError, QueueFullError
+from momaserve.errors import ConfigError, PromptError, QueueFullError
 from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
 from momaserve.request import Request
 from momaserve.sampling import SamplingParams
@@ -67,7 +67,8 @@ class LLM:
     """Generates text and pictures offline.
 
     Args:
-        checkpoint: a checkpoint directory, or an engine that is already built.
+        checkpoint: a checkpoint directory, the name of a preset (random weights), or an engine
+            that is already built.
         options: fields of EngineConfig, CacheConfig and SchedulerConfig by name.
 
     Raises:
@@ -75,7 +76,12 @@ class LLM:
     """
 
     def __init__(self, checkpoint: Path | str | Engine, **options: Any) -> None:
+        self._open: dict[str, _Open] = {}
         if isinstance(checkpoint, Engine):
+            if options:
+                raise ConfigError(
+                    f"an engine that is built takes no options, got {sorted(options)}"
+                )
             self.engine = checkpoint
         else:
             self.engine = Engine.load(checkpoint, engine_config(options))
@@ -111,7 +117,7 @@ class LLM:
             raise PromptError(f"got {len(listed)} prompts and {len(each)} sampling parameters")
         results: list[RequestResult] = []
         waiting: deque[list[Request]] = deque()
-        self._open: dict[str, _Open] = {}
+        self._open = {}
         for prompt_like, one in zip(listed, each, strict=True):
             prompt = self.encode(prompt_like)
             requests = self.engine.make_requests(prompt, one, uuid.uuid4().hex)
@@ -198,12 +204,25 @@ class LLM:
                 choice.parts.append(self.engine.processor.render(event.token_ids))
 
 
-def engine_config(options: dict[str, Any]) -> EngineConfig:
-    """EngineConfig from flat options: fields of it, of CacheConfig and of SchedulerConfig."""
-    cache = {k: options.pop(k) for k in CacheConfig.__slots__ if k in options}
-    scheduler = {k: options.pop(k) for k in SchedulerConfig.__slots__ if k in options}
+def engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    """EngineConfig from flat options: fields of it, of CacheConfig and of SchedulerConfig.
+
+    Raises:
+        ConfigError: an option that none of them has, or a value that cannot work.
+    """
+    own = set(EngineConfig.__slots__) - {"cache", "scheduler"}
+    known = own | {*CacheConfig.__slots__, *SchedulerConfig.__slots__}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigError(f"unknown options {unknown}; there are {sorted(known)}")
+
+    def pick(names: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in names}
+
     return EngineConfig(
-        cache=CacheConfig(**cache), scheduler=SchedulerConfig(**scheduler), **options
+        cache=CacheConfig(**pick(CacheConfig.__slots__)),
+        scheduler=SchedulerConfig(**pick(SchedulerConfig.__slots__)),
+        **pick(own),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from momaserve.models.generation import GenerationDefaults
 from momaserve.models.moma import MomaModel
 from momaserve.models.presets import PRESET_NAMES, preset_config
 from momaserve.models.random_weights import random_model
-from momaserve.models.weights import load_model, weight_files
+from momaserve.models.weights import load_model, tensor_specs
 from momaserve.tokens.grammar import GrammarSpec
 from momaserve.tokens.processor import Processor
 
@@ -57,12 +58,7 @@ def load_model_parts(checkpoint: Path | str, config: EngineConfig) -> ModelParts
             f"{', '.join(PRESET_NAMES)}"
         )
     model_config = ModelConfig.load(directory)
-    try:
-        stored_bytes = sum(path.stat().st_size for path in weight_files(directory))
-    except OSError as error:
-        raise CheckpointError(f"weights of {directory} cannot be read: {error}") from error
-    # Stored weights have 2 or 4 bytes each; twice the file is the float32 size at most.
-    dtype = choose_dtype(config.dtype, device, 2 * stored_bytes)
+    dtype = choose_dtype(config.dtype, device, model_config)
     return ModelParts(
         model=load_model(directory, model_config, dtype=dtype, device=device),
         processor=Processor.load(directory, model_config),
@@ -75,7 +71,7 @@ def load_model_parts(checkpoint: Path | str, config: EngineConfig) -> ModelParts
 
 def _preset_parts(name: str, dtype_name: str, device: torch.device) -> ModelParts:
     config = preset_config(name)
-    dtype = choose_dtype(dtype_name, device, AUTO_FLOAT32_BYTES + 1)
+    dtype = choose_dtype(dtype_name, device, config)
     return ModelParts(
         model=random_model(config, seed=PRESET_SEED, dtype=dtype, device=device),
         processor=Processor(GrammarSpec.from_config(config)),
@@ -95,9 +91,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device, float32_bytes: int) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, config: ModelConfig) -> torch.dtype:
     """`auto` is bfloat16 on a GPU; on a CPU float32 unless the weights are too many for it."""
     if name != "auto":
         return _DTYPES[name]
-    is_small = device.type == "cpu" and float32_bytes <= AUTO_FLOAT32_BYTES
+    num_weights = sum(math.prod(spec.shape) for spec in tensor_specs(config).values())
+    is_small = device.type == "cpu" and 4 * num_weights <= AUTO_FLOAT32_BYTES
     return torch.float32 if is_small else torch.bfloat16

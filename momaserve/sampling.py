@@ -55,7 +55,9 @@ class Distribution:
         """Raises SamplingError; `prefix` is put before field names in the message."""
         _in_range(f"{prefix}temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _require(
-            self.top_k >= 0, f"{prefix}top_k must be at least 0, got {self.top_k}", f"{prefix}top_k"
+            isinstance(self.top_k, int) and self.top_k >= 0,
+            f"{prefix}top_k must be an integer of at least 0, got {self.top_k}",
+            f"{prefix}top_k",
         )
         _require(
             math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0,
@@ -144,6 +146,8 @@ class SamplingParams:
             object.__setattr__(self, name, kind(value))
 
     def _check_stops(self) -> None:
+        if isinstance(self.stop, str):  # a string is a sequence of strings, but is meant as one
+            object.__setattr__(self, "stop", (self.stop,))
         _require(
             len(self.stop) <= MAX_STOP_STRINGS,
             f"stop must have at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}",

@@ -52,7 +52,8 @@ class RequestStats:
     time_per_output_token_s: float | None
     """None with fewer than two generated tokens."""
     image_latencies_s: tuple[float, ...] = ()
-    """From begin_image to the last code, one per picture."""
+    """One per picture: from begin_image, or from the request's first step where the picture was
+    begun before it, to the last code."""
 
 
 class StatsListener(Protocol):

@@ -91,6 +91,27 @@ class Scheduler:
                 f"of at most {limit} tokens (max_num_step_tokens), got {num_prompt_tokens}"
             )
 
+    def check_submission(self, num_requests: int, num_tokens: int) -> None:
+        """Checks that an empty queue would take a submission. Reads no state: safe on any thread.
+
+        Args:
+            num_requests: requests that arrive together (n counts n).
+            num_tokens: prompt tokens of all of them.
+
+        Raises:
+            RequestError: no waiting would help; the message names value and limit.
+        """
+        config = self._config
+        for unit, limit, num_added in (
+            ("requests", config.max_queued_requests, num_requests),
+            ("tokens", config.max_queued_tokens, num_tokens),
+        ):
+            if num_added > limit:
+                raise RequestError(
+                    f"the request brings {num_added} {unit} (n counts n) to a queue that never "
+                    f"holds more than {limit} (max_queued_{unit})"
+                )
+
     def add(self, request: Request) -> None:
         """Queues one request; raises as `add_all` does."""
         self.add_all([request])
@@ -207,19 +228,13 @@ class Scheduler:
         _check_goes_on(request)
 
     def _check_room(self, num_requests: int, num_tokens: int) -> None:
+        # First what no waiting can cure, so that no client retries for ever.
+        self.check_submission(num_requests, num_tokens)
         config = self._config
-        rooms = (
+        for unit, limit, num_queued, num_added in (
             ("requests", config.max_queued_requests, self.num_waiting, num_requests),
             ("tokens", config.max_queued_tokens, self.num_waiting_tokens, num_tokens),
-        )
-        # First what no waiting can cure, so that no client retries for ever.
-        for unit, limit, _, num_added in rooms:
-            if num_added > limit:
-                raise RequestError(
-                    f"the request brings {num_added} {unit} (n counts n) to a queue that never "
-                    f"holds more than {limit} (max_queued_{unit})"
-                )
-        for unit, limit, num_queued, num_added in rooms:
+        ):
             if num_queued + num_added > limit:
                 raise QueueFullError(
                     f"the queue holds {num_queued} {unit}; {num_added} more would exceed its "

@@ -78,7 +78,8 @@ class Block(nn.Module):
             return self.compute(layer, x, angles, None, batch)
         taken, weight = self.depth_router(layer, x, batch)
         y = self.compute(layer, x, angles, taken, batch)
-        routed = x + (weight.unsqueeze(1) * (y - x).float()).to(x.dtype)
+        wide, scale = x.float(), weight.unsqueeze(1)
+        routed = torch.where(scale == 1, y, (wide + scale * (y.float() - wide)).to(x.dtype))
         return torch.where(taken.unsqueeze(1), routed, x)
 
     def compute(

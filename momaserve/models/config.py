@@ -302,11 +302,6 @@ class ModelConfig:
         """Experts of a layer, all groups together."""
         return sum(group.num_experts for group in self.expert_groups)
 
-    @property
-    def has_routers(self) -> bool:
-        """Whether any selection takes place at all."""
-        return self.depth_routing is not None or any(g.has_router for g in self.expert_groups)
-
     def modality_of(self, token_id: int) -> Modality:
         image = self.image
         if image is not None and image.first_token_id <= token_id < image.stop_token_id:

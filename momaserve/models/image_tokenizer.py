@@ -44,17 +44,30 @@ class ImageTokenizerConfig:
             raise CheckpointError(
                 f"image tokenizer: model_type must be 'fsq', got {self.model_type!r}"
             )
+        for name in ("levels", "encoder_channels", "decoder_channels"):
+            values = getattr(self, name)
+            ok = isinstance(values, tuple) and all(type(v) is int and v > 0 for v in values)
+            if not ok or not values:
+                raise CheckpointError(
+                    f"image tokenizer: {name} must be positive integers, got {values!r}"
+                )
+        for name in ("image_size", "blocks_per_stage"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise CheckpointError(
+                    f"image tokenizer: {name} must be a positive integer, got {value!r}"
+                )
         if len(self.encoder_channels) != len(self.decoder_channels):
             raise CheckpointError(
                 "image tokenizer: encoder_channels and decoder_channels differ in length: "
                 f"{len(self.encoder_channels)} and {len(self.decoder_channels)}"
             )
-        if self.image_size < 1 or self.image_size % self.downsampling:
+        if self.image_size % self.downsampling:
             raise CheckpointError(
                 f"image tokenizer: image_size {self.image_size} is not a multiple of "
                 f"{self.downsampling}"
             )
-        if not self.levels or min(self.levels) < 2:
+        if min(self.levels) < 2:
             raise CheckpointError(f"image tokenizer: levels must be >= 2, got {self.levels}")
 
     @property

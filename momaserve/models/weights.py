@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from momaserve.errors import CheckpointError
+from momaserve.layers.routing import Router
 from momaserve.models.config import ModelConfig, read_json_object
 from momaserve.models.moma import MomaModel
 
@@ -25,6 +26,8 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES_SHOWN = 10
+_MAX_THRESHOLD = 1 - 2.0**-24
+"""The largest float32 below 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +180,16 @@ def _account(
         raise CheckpointError(f"{directory} does not match its config.json: " + "; ".join(problems))
 
 
-def _absent_optionals(
-    found: Mapping[str, object], specs: dict[str, TensorSpec]
-) -> tuple[bool, bool]:
-    """Whether auxiliary routers and thresholds are absent; each is all there or not at all."""
-    absent: list[bool] = []
-    for suffix in (".weight", ".threshold"):
-        names = [n for n, s in specs.items() if s.is_optional and n.endswith(suffix)]
-        present = [name for name in names if name in found]
-        if present and len(present) < len(names):
-            lost = [name for name in names if name not in found]
-            raise CheckpointError(_list_names("missing tensors", lost))
-        absent.append(not present)
-    return absent[0], absent[1]
+def _check_pairs(found: Mapping[str, object], specs: dict[str, TensorSpec]) -> None:
+    """Raises CheckpointError for half an auxiliary router: fc1 without fc2 or the reverse."""
+    lost: list[str] = []
+    for name, spec in specs.items():
+        if spec.is_optional and name.endswith(".fc1.weight"):
+            other = name.replace(".fc1.", ".fc2.")
+            if (name in found) != (other in found):
+                lost.append(other if name in found else name)
+    if lost:
+        raise CheckpointError(_list_names("missing tensors", lost))
 
 
 def assign(model: nn.Module, target: str, value: Tensor) -> None:
@@ -219,7 +219,7 @@ def read_headers(directory: Path, config: ModelConfig) -> dict[str, tuple[tuple[
                 found[name] = (tuple(view.get_shape()), view.get_dtype())
     specs = tensor_specs(config)
     _account(directory, found, specs)
-    _absent_optionals(found, specs)
+    _check_pairs(found, specs)
     return found
 
 
@@ -238,7 +238,7 @@ def load_model(
     """
     specs = tensor_specs(config)
     found = read_headers(directory, config)
-    without_aux, without_thresholds = _absent_optionals(found, specs)
+    present = {specs[name].target for name in found}
     with torch.device("meta"):
         model = MomaModel(config, dtype)
     wanted = {
@@ -256,11 +256,12 @@ def load_model(
                 if name.endswith(".threshold"):
                     tensor = tensor.double().clamp(0, 1).logit().float()
                 assign(model, target, tensor)
-    for router in model.routers():
-        if without_aux:
-            router.aux = None
-        if without_thresholds:
-            router.threshold_logits = None
+    for name, module in model.named_modules():
+        if isinstance(module, Router):
+            if f"{name}.aux.fc1.weight" not in present:
+                module.aux = None
+            if f"{name}.threshold_logits" not in present:
+                module.threshold_logits = None
     model.set_rope(config.max_position_embeddings)
     return model.eval()
 
@@ -268,7 +269,8 @@ def load_model(
 def stored_tensors(model: MomaModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a model under their names in a checkpoint, weights cast to `dtype`.
 
-    Thresholds are stored as probabilities in float32: they sit where rounding decides.
+    Thresholds are stored as probabilities in float32: they sit where rounding decides. They stay
+    below 1, which would mean "never".
     """
     state: dict[str, Tensor] = dict(model.state_dict())
     tensors: dict[str, Tensor] = {}
@@ -277,7 +279,10 @@ def stored_tensors(model: MomaModel, dtype: torch.dtype) -> dict[str, Tensor]:
             continue
         tensor = state[spec.target].detach().cpu()
         is_threshold = name.endswith(".threshold")
-        tensors[name] = (tensor.sigmoid() if is_threshold else tensor.to(dtype)).contiguous()
+        if is_threshold:
+            tensors[name] = tensor.sigmoid().clamp_max(_MAX_THRESHOLD).contiguous()
+        else:
+            tensors[name] = tensor.to(dtype).contiguous()
     return tensors
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from momaserve.errors import ConfigError
 from momaserve.models.config import ModelConfig
 
-DEFAULT_CPU_BYTES = 1 << 30
+DEFAULT_BYTES = 1 << 30
 
 
 class KVStorage:
@@ -67,7 +67,7 @@ def choose_num_blocks(
     size = block_bytes(config, block_size, dtype)
     per_request = -(-max_model_len // block_size)
     if kv_cache_bytes is None:
-        return max(per_request, min(max_num_requests * per_request, DEFAULT_CPU_BYTES // size))
+        return max(per_request, min(max_num_requests * per_request, DEFAULT_BYTES // size))
     if kv_cache_bytes < size:
         raise ConfigError(f"kv_cache_bytes {kv_cache_bytes} is less than one block, {size} bytes")
     return kv_cache_bytes // size

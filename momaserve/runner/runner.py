@@ -34,6 +34,9 @@ class RoutingCounts:
     """(layer, taken, skipped)."""
 
 
+NO_COUNTS = RoutingCounts(expert_tokens=(), experts_per_token={}, depth_tokens=())
+
+
 class RoutingCounter:
     """Remembers a step's selections and counts them once, after the step."""
 
@@ -104,13 +107,23 @@ class Runner:
 
     @torch.inference_mode()
     def execute(
-        self, plan: StepPlan, requests: Mapping[str, Request], rows: Mapping[str, SampleRow]
+        self,
+        plan: StepPlan,
+        requests: Mapping[str, Request],
+        rows: Mapping[str, SampleRow],
+        *,
+        count_routing: bool = True,
     ) -> StepResult:
-        """Compute a step; `rows` says how each request that gets a token is sampled."""
-        counter = RoutingCounter()
+        """Compute a step.
+
+        Args:
+            rows: how each request that gets a token is sampled.
+            count_routing: whether somebody reads the routing counts; without, they are empty.
+        """
+        counter = RoutingCounter() if count_routing else None
         batch = build_batch(plan, requests, self._config, self.storage, counter)
         hidden = self.model(batch)  # [T, D]
-        result = StepResult(routing=counter.counts())
+        result = StepResult(routing=NO_COUNTS if counter is None else counter.counts())
         last_rows: list[int] = []
         row = 0
         for planned in plan.requests:

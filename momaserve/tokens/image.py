@@ -6,7 +6,6 @@ Everything here may be called from any thread. A decoder's own error text is nev
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,6 @@ from safetensors.torch import load_file
 from momaserve.errors import CheckpointError, PromptError
 from momaserve.models.config import ImageConfig, read_json_object
 from momaserve.models.image_tokenizer import ImageAutoencoder, ImageTokenizerConfig
-
-# A stranger's file must not write to our stderr, nor grow Python's registry of warnings seen.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -232,6 +228,8 @@ class ImageCodec:
             if found[name] != shape
         }
         _check_same(path, "misshaped", misshaped)
+        broken = {name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())}
+        _check_same(path, "not finite", broken)
         model.load_state_dict(tensors)
         return cls(model, image_config)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from momaserve.async_engine import AsyncEngine
-from momaserve_server.errors import DrainingError, ModelNotFoundError, NotReadyError
+from momaserve.errors import DrainingError
+from momaserve_server.errors import ModelNotFoundError, NotReadyError
 from momaserve_server.metrics import ServerMetrics
 from momaserve_server.settings import ServerSettings
 from momaserve_server.workers import Workers

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from momaserve.errors import (
+    DrainingError,
     EngineDeadError,
     MomaserveError,
     PromptError,
@@ -46,10 +47,6 @@ class ModelNotFoundError(MomaserveError):
 
 class BodyTooLargeError(MomaserveError):
     """The body is longer than the operator allows."""
-
-
-class DrainingError(MomaserveError):
-    """The server finishes what runs and takes nothing new."""
 
 
 class NotReadyError(MomaserveError):

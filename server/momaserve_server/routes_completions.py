@@ -81,7 +81,9 @@ class CompletionChoice:
         self._prompt = prompt
         self._names = TokenNames(processor.text)
         self._tokenizer = processor.text
-        decoded = "" if processor.text is None else processor.text.decode(prompt.token_ids)
+        decoded = ""
+        if body.echo and processor.text is not None:
+            decoded = processor.text.decode(prompt.token_ids)
         self._echo = (source if isinstance(source, str) else decoded) if body.echo else ""
         # The template may put text around a text prompt; offsets count in what is returned.
         self._skipped = max(0, decoded.find(self._echo))

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from momaserve.errors import DrainingError
 from momaserve_server.context import context_of
-from momaserve_server.errors import DrainingError, EngineStuckError, NotReadyError
+from momaserve_server.errors import EngineStuckError, NotReadyError
 
 router = APIRouter()
 

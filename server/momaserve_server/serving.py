@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Coroutine
 from types import FrameType
 from typing import Any
@@ -75,6 +76,8 @@ class DrainingServer(uvicorn.Server):
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code."""
     started = time.monotonic()
+    # A stranger's picture must not write to our stderr, nor grow Python's registry of warnings.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     settings = server_settings(args)
     config = engine_config(args)
     checkpoint = model_source(args)

@@ -48,7 +48,7 @@ def test_drain_lets_running_requests_finish(engine: Engine) -> None:
         gate.open()
         await draining
         assert await reasons_of(stream) == {0: FinishReason.LENGTH}
-        assert listener.rejected == []
+        assert listener.rejected == ["draining"]
 
     with serving(engine, gate) as (served, listener):
         run(main(served, listener))
@@ -149,7 +149,7 @@ def test_a_step_that_fails_does_not_end_the_thread(
 ) -> None:
     execute = engine._runner.execute
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(engine._runner, "execute", execute)
         raise RuntimeError("out of memory")
 
@@ -282,3 +282,23 @@ def test_a_loop_that_is_gone_takes_nothing_with_it(engine: Engine) -> None:
         run(leave_behind(served))
         run(stay(served, listener))
     assert engine.scheduler.kv_cache.usage == 0
+
+
+def test_an_engine_that_breaks_on_a_submission_tells_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even an error that `add` must not raise reaches who waits, and every later call."""
+
+    def broken(requests: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(engine, "add", broken)
+
+    async def main(served: AsyncEngine) -> None:
+        with pytest.raises(EngineDeadError, match="AssertionError"):
+            await served.generate(PROMPT, params_of())
+        with pytest.raises(EngineDeadError):
+            await served.generate(PROMPT, params_of())
+
+    with serving(engine) as (served, _):
+        run(main(served))

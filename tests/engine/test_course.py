@@ -198,7 +198,7 @@ def test_a_step_that_raises_ends_its_requests_only(
     engine.listener = listener = Recorder()
     execute = engine._runner.execute
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("secret of the device")
 
     submit(engine, "a", max_tokens=3, **TALKS)
@@ -228,7 +228,7 @@ def test_waiting_requests_survive_a_step_that_raises(
     submit(engine, "a", max_tokens=3, **TALKS)
     submit(engine, "b", max_tokens=3, **TALKS)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "execute", lambda *_: 1 // 0)
+        patch.setattr(engine._runner, "execute", lambda *_, **__: 1 // 0)
         assert [output.request_id for output in engine.step()] == ["a"]
     assert tokens_of(run_until_idle(engine), "b") == wanted
 
@@ -345,9 +345,9 @@ def test_prompt_logprobs_equal_those_of_generating_it(engine: Engine) -> None:
         assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-4)
 
 
-def test_a_prompt_of_one_token_has_no_logprobs(engine: Engine) -> None:
-    outputs, _ = outputs_of(engine, [0], max_tokens=1, prompt_logprobs=1)
-    assert outputs[0].prompt_logprobs is None
+def test_a_prompt_of_one_token_has_no_entries(engine: Engine) -> None:
+    outputs, _ = outputs_of(engine, [0], max_tokens=2, prompt_logprobs=1, **TALKS)
+    assert [output.prompt_logprobs for output in outputs] == [(), None]
 
 
 def test_prompt_logprobs_of_a_forced_opening(engine: Engine) -> None:

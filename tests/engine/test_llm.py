@@ -11,7 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from momaserve.errors import CheckpointError, PromptError, RequestError, SamplingError
+from momaserve.errors import (
+    CheckpointError,
+    ConfigError,
+    PromptError,
+    RequestError,
+    SamplingError,
+)
 from momaserve.llm import LLM, engine_config
 from momaserve.models.random_weights import random_model
 from momaserve.models.weights import stored_tensors
@@ -151,7 +157,7 @@ def test_logprobs_belong_to_the_tokens(llm: LLM) -> None:
 
 def test_an_error_is_the_result_of_its_requests(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine._runner, "execute", lambda *_: 1 // 0)
+        patch.setattr(llm.engine._runner, "execute", lambda *_, **__: 1 // 0)
         (result,) = llm.generate(WORDS, params_of())
     assert result.choices[0].finish_reason is FinishReason.ERROR
     assert result.choices[0].error is not None
@@ -221,8 +227,32 @@ def test_options_are_fields_of_the_three_configurations(checkpoint_for: Checkpoi
     assert config.cache.block_size == 8
     assert config.scheduler.max_num_requests == 3
     assert config.dtype == "float32"
-    with pytest.raises(TypeError, match="speed"):
+    with pytest.raises(ConfigError, match="unknown options \\['speed'\\]"):
         LLM(checkpoint_for("4t4i_post"), speed=2)
+    with pytest.raises(ConfigError, match="takes no options, got \\['dtype'\\]"):
+        LLM(LLM(checkpoint_for("4t4i_post")).engine, dtype="float32")
+
+
+def test_what_no_queue_could_hold_is_refused_before_anything_runs(
+    checkpoint_for: CheckpointFor,
+) -> None:
+    llm = LLM(checkpoint_for("4t4i_post"), max_queued_requests=1)
+    with pytest.raises(RequestError, match="brings 2 requests"):
+        llm.generate([WORDS, WORDS], [params_of(), params_of(n=2)])
+    assert not llm.engine.has_work
+
+
+def test_no_max_tokens_means_what_context_and_cache_hold(checkpoint_for: CheckpointFor) -> None:
+    bytes_per_token = 2 * 2 * 32 * 4
+    llm = LLM(checkpoint_for("4t4i_post"), block_size=4, kv_cache_bytes=12 * bytes_per_token)
+    (result,) = llm.generate(WORDS, SamplingParams(seed=1, ignore_eos=True))
+    choice = result.choices[0]
+    assert len(WORDS) + len(choice.token_ids) == 12
+    assert choice.finish_reason is FinishReason.LENGTH
+
+
+def test_one_stop_string_is_one_string() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
 
 
 def test_no_such_checkpoint(tmp_path: Path) -> None:

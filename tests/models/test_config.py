@@ -34,7 +34,6 @@ def test_fields_are_read() -> None:
     assert (words.name, words.modalities, words.has_router) == ("words", (Modality.TEXT,), True)
     assert (codes.num_experts, codes.has_router) == (1, False)
     assert config.num_experts == 3
-    assert config.has_routers
     assert config.depth_routing is not None
     assert config.depth_routing.modalities == (Modality.TEXT, Modality.IMAGE)
     assert [config.depth_routing.capacity_of(layer) for layer in range(3)] == [0.5, None, 1.0]
@@ -52,7 +51,6 @@ def test_nullable_parts_may_be_left_out() -> None:
     config = ModelConfig.from_dict(data)
     assert config.image is None
     assert config.depth_routing is None
-    assert not config.has_routers
     assert config.modality_of(4) is Modality.TEXT
 
 

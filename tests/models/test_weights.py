@@ -211,9 +211,35 @@ def test_optional_tensors_may_be_absent_together(
 
 
 @pytest.mark.parametrize(
-    "name", [AUX, THRESHOLD, DEPTH_THRESHOLD, "model.layers.2.depth_router.aux.fc1.weight"]
+    ("name", "policy"),
+    [(THRESHOLD, RoutingPolicy.CALIBRATED), (DEPTH_THRESHOLD, RoutingPolicy.CALIBRATED)],
 )
-def test_partial_optional_tensors_are_refused(tmp_path: Path, name: str) -> None:
+def test_one_router_without_threshold_rules_the_policy_out(
+    tmp_path: Path, name: str, policy: RoutingPolicy
+) -> None:
+    tensors = write_checkpoint(tmp_path, make_config())
+    del tensors[name]
+    write_tensors(tmp_path, tensors)
+    model = load(tmp_path)
+    assert model.missing_for(policy) is not None
+    assert model.missing_for(RoutingPolicy.CAUSAL) is None
+
+
+def test_saturated_thresholds_survive_saving(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, make_config())
+    model = load(tmp_path)
+    router = model.routers()[0]
+    assert router.threshold_logits is not None
+    router.threshold_logits.fill_(30.0)
+    assert all(
+        bool((t < 1).all())
+        for n, t in stored_tensors(model, torch.float32).items()
+        if n.endswith(".threshold")
+    )
+
+
+@pytest.mark.parametrize("name", [AUX, "model.layers.2.depth_router.aux.fc1.weight"])
+def test_half_an_auxiliary_router_is_refused(tmp_path: Path, name: str) -> None:
     tensors = write_checkpoint(tmp_path, make_config())
     assert is_optional(name)
     del tensors[name]

@@ -66,9 +66,9 @@ def test_the_default_is_bounded_but_holds_one_whole_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = block_bytes(CONFIG, 4, torch.float32)
-    monkeypatch.setattr(kv_storage, "DEFAULT_CPU_BYTES", 20 * size + size // 2)
+    monkeypatch.setattr(kv_storage, "DEFAULT_BYTES", 20 * size + size // 2)
     assert num_blocks(max_num_requests=2) == 20
-    monkeypatch.setattr(kv_storage, "DEFAULT_CPU_BYTES", 3 * size)
+    monkeypatch.setattr(kv_storage, "DEFAULT_BYTES", 3 * size)
     assert num_blocks(max_num_requests=2) == 16
 
 

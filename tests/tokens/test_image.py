@@ -404,8 +404,10 @@ def test_load_is_strict(tmp_path: Path, change: object, message: str) -> None:
         ({"levels": [4, 5]}, "20 codes"),
         ({"image_size": 16}, r"grid of \(4, 4\)"),
         ({"surprise": 1}, "unknown keys"),
-        ({"image_size": "8"}, "config.json"),
+        ({"image_size": "8"}, "image_size must be a positive integer"),
         ({"levels": None}, "levels must be"),
+        ({"encoder_channels": [], "decoder_channels": []}, "encoder_channels must be"),
+        ({"decoder_channels": [4, 0]}, "decoder_channels must be"),
         ({"model_type": "pickle"}, "model_type must be 'fsq'"),
     ],
 )
