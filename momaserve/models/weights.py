@@ -210,6 +210,7 @@ def read_headers(directory: Path, config: ModelConfig) -> dict[str, tuple[tuple[
             wrong shape or of another type than float, each named.
     """
     found: dict[str, tuple[tuple[int, ...], str]] = {}
+    homes: dict[str, str] = {}
     for path in weight_files(directory):
         with _open_safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
@@ -217,6 +218,14 @@ def read_headers(directory: Path, config: ModelConfig) -> dict[str, tuple[tuple[
                     raise CheckpointError(f"tensor {name} is in two files of {directory}")
                 view = file.get_slice(name)
                 found[name] = (tuple(view.get_shape()), view.get_dtype())
+                homes[name] = path.name
+    if (directory / INDEX_NAME).exists():
+        weight_map = read_json_object(directory / INDEX_NAME)["weight_map"]
+        differing = sorted(n for n in {*homes, *weight_map} if homes.get(n) != weight_map.get(n))
+        if differing:
+            raise CheckpointError(
+                _list_names(f"{INDEX_NAME} and the shards disagree about tensors", differing)
+            )
     specs = tensor_specs(config)
     _account(directory, found, specs)
     _check_pairs(found, specs)

@@ -60,7 +60,7 @@ class Option:
         return self.unset if default is None or default is MISSING else str(default)
 
 
-PROMPT_CHOICES = ("same", *PROMPT_POLICIES)
+PROMPT_CHOICES = ("same", *map(str, PROMPT_POLICIES))
 
 ENGINE_OPTIONS: tuple[Option, ...] = (
     Option(
@@ -109,14 +109,14 @@ ROUTING_OPTION = Option(
     flag="--routing",
     owner=EngineConfig,
     type=str,
-    choices=SERVABLE_POLICIES,
+    choices=tuple(map(str, SERVABLE_POLICIES)),
     help="how tokens find their experts",
 )
 OFFLINE_ROUTING_OPTION = Option(
     flag="--routing",
     owner=EngineConfig,
     type=str,
-    choices=(*SERVABLE_POLICIES, RoutingPolicy.THRESHOLD),
+    choices=(*map(str, SERVABLE_POLICIES), str(RoutingPolicy.THRESHOLD)),
     help="how tokens find their experts; 'threshold' is the ablation that breaks pictures",
 )
 PROMPT_ROUTING_OPTION = Option(

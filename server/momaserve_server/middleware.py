@@ -22,8 +22,10 @@ def _declared_length(scope: Scope) -> int:
 class BodyLimitMiddleware:
     """Raises BodyTooLargeError out of `receive` as soon as a body is known to be too long.
 
-    A declared length is refused before anything is read; a chunked body is counted while it
-    is read. The error surfaces in the route that reads the body and becomes a 413 there.
+    A chunked body is counted while it is read. What is too long is read on and thrown away, up
+    to as much again, because most clients see a connection that is closed under their hands
+    rather than the answer; a declared length far beyond the limit is refused unread. The error
+    surfaces in the route that reads the body and becomes a 413 there.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
@@ -37,9 +39,19 @@ class BodyLimitMiddleware:
         declared = _declared_length(scope)
         num_bytes = 0
 
+        async def discard() -> None:
+            nonlocal num_bytes
+            while num_bytes <= 2 * self._limit:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+
         async def limited() -> Message:
             nonlocal num_bytes
             if declared > self._limit:
+                if declared <= 2 * self._limit:
+                    await discard()
                 raise BodyTooLargeError(
                     f"the request body has {declared} bytes; the limit is {self._limit}"
                 )
@@ -47,6 +59,8 @@ class BodyLimitMiddleware:
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._limit:
+                    if message.get("more_body"):
+                        await discard()
                     raise BodyTooLargeError(
                         f"the request body is longer than the limit of {self._limit} bytes"
                     )

@@ -57,7 +57,7 @@ def _text_fields(body: SamplingFields, engine: Engine) -> dict[str, Any]:
         "text": _with_given(
             engine.defaults.text,
             temperature=body.temperature,
-            top_k=body.top_k,
+            top_k=0 if body.top_k == -1 else body.top_k,  # vLLM's way to say "all"
             top_p=body.top_p,
             min_p=body.min_p,
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
@@ -23,12 +23,7 @@ UNSUPPORTED_FIELDS = {
     "web_search_options": "web search is not supported",
     "prediction": "predicted outputs are not supported",
     "reasoning_effort": "this model does not reason at length",
-    "repetition_penalty": "penalties are not supported yet",
-    "presence_penalty": "penalties are not supported yet",
-    "frequency_penalty": "penalties are not supported yet",
     "guidance_scale": "guidance is not supported yet",
-    "best_of": "best_of is not supported; ask for n choices",
-    "suffix": "filling in the middle is not supported",
 }
 """Known fields that cannot be honoured, and why; the message of their 400."""
 
@@ -70,6 +65,15 @@ def described(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+def _only(value: int, reason: str) -> WrapValidator:
+    """Takes the value that changes nothing, which many clients send, and refuses the others."""
+    return described(f"{value}: {reason}")
+
+
+_PENALTY = "penalties are not supported yet"
+NoPenalty = Annotated[Annotated[float, Field(ge=0, le=0)] | None, _only(0, _PENALTY)]
+NoRepetitionPenalty = Annotated[Annotated[float, Field(ge=1, le=1)] | None, _only(1, _PENALTY)]
+OneOnly = Annotated[Annotated[int, Field(ge=1, le=1)] | None, _only(1, "ask for n choices instead")]
 Stop = Annotated[str | list[str], described("a string or a list of strings")]
 Modalities = Annotated[
     list[Literal["text", "image"]], described('["text"], ["text", "image"] or ["image"]')
@@ -112,6 +116,9 @@ class SamplingFields(ImageSamplingFields):
     logit_bias: dict[int, float] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    presence_penalty: NoPenalty = None
+    frequency_penalty: NoPenalty = None
+    repetition_penalty: NoRepetitionPenalty = None
 
     @property
     def include_usage(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from momaserve.sampling import MAX_LOGPROBS
-from momaserve_server.schemas_common import SamplingFields, described
+from momaserve_server.schemas_common import OneOnly, SamplingFields, described
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own default for this route."""
@@ -22,6 +22,8 @@ class CompletionRequest(SamplingFields):
     prompt: PromptField
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: OneOnly = None
+    suffix: None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> CompletionRequest:

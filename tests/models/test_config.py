@@ -223,12 +223,11 @@ def test_group_inconsistencies(groups: object, message: str) -> None:
 
 
 DEPTH_ERRORS: list[tuple[dict[str, Any], str]] = [
-    ({"layers": []}, "depth_routing.layers must be increasing layer numbers below 3, got []"),
-    ({"layers": [0, 3]}, "depth_routing.layers must be increasing layer numbers below 3"),
-    ({"layers": [2, 0]}, "depth_routing.layers must be increasing"),
-    ({"layers": [0, 0]}, "depth_routing.layers must be increasing"),
-    ({"layers": [False]}, "depth_routing.layers must be increasing"),
-    ({"layers": 2}, "depth_routing.layers must be increasing"),
+    ({"layers": []}, "depth_routing.layers must be different layer numbers below 3, got []"),
+    ({"layers": [0, 3]}, "depth_routing.layers must be different layer numbers below 3"),
+    ({"layers": [0, 0]}, "depth_routing.layers must be different"),
+    ({"layers": [False]}, "depth_routing.layers must be different"),
+    ({"layers": 2}, "depth_routing.layers must be different"),
     ({"capacity": 0}, "depth_routing.capacity must be a share in (0, 1]"),
     ({"capacity": 1.01}, "depth_routing.capacity must be a share in (0, 1]"),
     ({"capacity": math.nan}, "depth_routing.capacity must be a share in (0, 1]"),
@@ -298,3 +297,22 @@ def test_configuration_and_presets_import_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert run_python(code) == 0
+
+
+def test_layers_and_capacities_may_come_in_any_order() -> None:
+    depth = DEPTH | {"layers": [2, 0], "capacity": [0.5, 0.125]}
+    routing = ModelConfig.from_dict(config_dict(depth_routing=depth)).depth_routing
+    assert routing is not None
+    assert [routing.capacity_of(layer) for layer in range(3)] == [0.125, None, 0.5]
+
+
+def test_without_pictures_nobody_need_serve_them() -> None:
+    groups = [{"name": "text", "modalities": ["text"], "num_experts": 1, "intermediate_size": 8}]
+    assert ModelConfig.from_dict(config_dict(image=None, expert_groups=groups)).image is None
+    assert "must be served by exactly one" in refusal(config_dict(expert_groups=groups))
+
+
+def test_a_wrong_number_of_layers_is_refused_at_once() -> None:
+    assert "num_hidden_layers must be at most 10000" in refusal(
+        config_dict(num_hidden_layers=10**9)
+    )

@@ -375,6 +375,19 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     assert f"tensor {NORM} is in two files" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("change", ["moved", "dropped"])
+def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path, change: str) -> None:
+    shards = Shards(tmp_path)
+    first, second = shards.files
+    weight_map = {name: file for file, names in shards.files.items() for name in names}
+    if change == "dropped":
+        del weight_map[NORM]
+    else:
+        weight_map[NORM] = second if weight_map[NORM] == first else first
+    shards.write({"weight_map": weight_map})
+    assert f"and the shards disagree about tensors: {NORM}" in refusal(tmp_path)
+
+
 def test_a_lost_shard_is_named(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.write()

@@ -178,7 +178,7 @@ async def test_served_model_name_replaces_the_checkpoints() -> None:
     [
         ("temperature", -0.1, "between 0 and 100, got -0.1"),
         ("top_p", 0.0, "above 0 and at most 1, got 0.0"),
-        ("top_k", -1, "at least 0, got -1"),
+        ("top_k", -2, "at least 0, got -2"),
         ("min_p", 2.0, "between 0 and 1, got 2.0"),
         ("n", 0, "between 1 and 16, got 0"),
         ("n", 17, "between 1 and 16, got 17"),
@@ -204,26 +204,42 @@ async def test_impossible_sampling_values_name_value_and_limit(
     assert words in error["message"]
 
 
-async def test_declared_length_over_the_limit_is_refused_unread() -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"101")]
+@pytest.mark.parametrize(("declared", "num_received"), [(180, 3), (201, 0)])
+async def test_declared_length_over_the_limit_is_refused(declared: int, num_received: int) -> None:
+    """Somewhat too long is read to its end, so that clients see the answer; far too long is not."""
+    length = str(declared).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
     call = Call(
-        make_app(max_body_bytes=100), "/v1/chat/completions", pieces=[b"x" * 101], headers=headers
+        make_app(max_body_bytes=100),
+        "/v1/chat/completions",
+        pieces=[b"x" * 60] * 3,
+        headers=headers,
     )
     assert await call.start() == 413
     error = error_of(json.loads(await call.rest()))
     assert error["code"] == "body_too_large"
-    assert "101" in error["message"]
+    assert str(declared) in error["message"]
     assert "100" in error["message"]
-    assert call.num_received == 0
+    assert call.num_received == num_received
 
 
 async def test_chunked_body_is_counted_while_it_is_read() -> None:
-    call = Call(
-        make_app(max_body_bytes=100), "/v1/chat/completions", pieces=[b"x" * 60, b"x" * 60, b"x"]
-    )
+    call = Call(make_app(max_body_bytes=100), "/v1/chat/completions", pieces=[b"x" * 60] * 9)
     assert await call.start() == 413
     assert error_of(json.loads(await call.rest()))["code"] == "body_too_large"
-    assert call.num_received == 2
+    assert call.num_received == 4  # 240 bytes: more than twice the limit
+
+
+async def test_values_that_change_nothing_are_taken() -> None:
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1}
+    async with http() as client:
+        chat = await client.post("/v1/chat/completions", json=chat_body(**neutral, top_k=-1))
+        body = {"prompt": "hi", "best_of": 1, "suffix": None, **neutral}
+        completion = await client.post("/v1/completions", json=body)
+        refused = await client.post("/v1/completions", json={**body, "presence_penalty": 0.5})
+    assert (chat.status_code, completion.status_code) == (200, 200)
+    assert refused.status_code == 400
+    assert "penalties are not supported yet, got 0.5" in error_of(refused.json())["message"]
 
 
 async def test_body_of_exactly_the_limit_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import signal
 import socket
@@ -101,6 +102,17 @@ def test_too_large_chunked_body_over_a_real_socket() -> None:
         response = httpx.post(running.url + "/v1/completions", content=pieces)
         assert response.status_code == 413
         assert httpx.get(running.url + "/health").status_code == 200
+
+
+def test_a_plain_client_sees_the_answer_to_a_too_large_body() -> None:
+    """One that sends all of its body before it reads must not meet a closed connection."""
+    with live(max_body_bytes=1 << 20) as running:
+        address = running.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/completions", b"x" * ((1 << 20) + 9), headers)
+        assert connection.getresponse().status == 413
+        connection.close()
 
 
 def test_taken_port_is_one_clear_error() -> None:
