@@ -23,6 +23,8 @@ class DataSettings:
 
     kinds: tuple[str, ...]
     tones_of_held_out_persons: bool = False
+    codes_kinds: tuple[str, ...] = ()
+    """Kinds that the image tokenizer's codes are trained on; empty: those that are learnt."""
     text_vocab_size: int = 2048
 
 

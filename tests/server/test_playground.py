@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from momaserve.outputs import FinishReason
 from momaserve.sampling import OutputMode
+from tests.browser import CHROMIUM, FLAGS, NEEDS_BROWSER
 from tests.server.fake_engine import (
     BEGIN,
     END,
@@ -30,20 +29,7 @@ if TYPE_CHECKING:
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} does not exist (set CHROMIUM)"
-)
+pytestmark = NEEDS_BROWSER
 TIMEOUT_MS = 10_000
 
 

@@ -15,11 +15,13 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe)
     corpus = prepare(args)
     training = recipe.image_decoder if args.decoder_only else recipe.image_tokenizer
-    splits = [
-        corpus.pictures[[item.id for item in select_items(corpus, recipe.data, split)]]
-        for split in ("train", "held_out")
-    ]
-    train_image_tokenizer(training, splits[0], splits[1], args.out, args.init)
+    kinds = frozenset(recipe.data.codes_kinds)
+    if args.decoder_only or not kinds:
+        splits = [select_items(corpus, recipe.data, split) for split in ("train", "held_out")]
+    else:
+        splits = [corpus.select(kinds, split) for split in ("train", "held_out")]
+    train, held_out = (corpus.pictures[[item.id for item in items]] for items in splits)
+    train_image_tokenizer(training, train, held_out, args.out, args.init)
     if args.into is not None:
         install_image_tokenizer(args.out, args.into)
         stage = "image_decoder" if args.decoder_only else "image_tokenizer"

@@ -10,7 +10,6 @@ from momaserve.errors import DataError
 FONT_PACKAGE = "fonts-noto-color-emoji"
 CLDR_PACKAGE = "unicode-cldr-core"
 WORDNET_PACKAGE = "wordnet-base"
-PACKAGES = (FONT_PACKAGE, CLDR_PACKAGE, WORDNET_PACKAGE)
 
 FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CLDR_FOLDER = Path("/usr/share/unicode/cldr/common")
