@@ -22,9 +22,10 @@ from momaserve.errors import CheckpointError
 class ImageTokenizerConfig:
     """Shape of the autoencoder.
 
-    The encoder halves the resolution once by pixel unshuffling and then once per further
-    entry of `encoder_channels`; the decoder mirrors it. Three entries make a picture of
-    64 x 64 pixels into 8 x 8 codes.
+    The encoder first makes every `patch_size` x `patch_size` pixels one position by pixel
+    unshuffling, and then halves the resolution once per further entry of `encoder_channels`;
+    the decoder mirrors it. Patches of 2 and three entries make a picture of 64 x 64 pixels into
+    8 x 8 codes; patches of 3 and two entries make 72 x 72 pixels into 12 x 12.
     """
 
     model_type: str = "fsq"
@@ -32,10 +33,12 @@ class ImageTokenizerConfig:
     """Height and width of a picture in pixels."""
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """Quantisation levels per latent dimension; their product is the number of codes."""
+    patch_size: int = 2
+    """Pixels along one axis that the first and the last layer take together."""
     encoder_channels: tuple[int, ...] = (32, 64, 128)
-    """Channels at 1/2, 1/4, 1/8 of the resolution."""
+    """Channels at 1/patch_size of the resolution, then at half of that, and so on."""
     decoder_channels: tuple[int, ...] = (48, 96, 192)
-    """Channels at 1/2, 1/4, 1/8 of the resolution."""
+    """The same for the decoder."""
     blocks_per_stage: int = 2
     """Residual blocks of the decoder at each resolution (the encoder has half, at least 1)."""
 
@@ -51,7 +54,7 @@ class ImageTokenizerConfig:
                 raise CheckpointError(
                     f"image tokenizer: {name} must be positive integers, got {values!r}"
                 )
-        for name in ("image_size", "blocks_per_stage"):
+        for name in ("image_size", "patch_size", "blocks_per_stage"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise CheckpointError(
@@ -73,7 +76,7 @@ class ImageTokenizerConfig:
     @property
     def downsampling(self) -> int:
         """Pixels per code along one axis."""
-        return 1 << len(self.encoder_channels)
+        return self.patch_size << (len(self.encoder_channels) - 1)
 
     @property
     def grid_size(self) -> int:
@@ -125,6 +128,10 @@ class FiniteScalarQuantizer(nn.Module):
         rounded = bounded + (bounded.round() - bounded).detach()
         return rounded / (self.levels // 2)
 
+    def distance(self, z: Tensor, quantised: Tensor) -> Tensor:
+        """How far z is from values that `forward` gave, in levels; above 0.5 the code differs."""
+        return (self.bound(z) - quantised * (self.levels // 2)).abs()
+
     def to_codes(self, z: Tensor) -> Tensor:
         """z [..., d] -> code numbers [...]."""
         digits = self.bound(z).round().long() + self.levels // 2
@@ -152,7 +159,11 @@ class ResidualBlock(nn.Module):
 def _encoder(config: ImageTokenizerConfig) -> nn.Sequential:
     channels = config.encoder_channels
     blocks = max(1, config.blocks_per_stage // 2)
-    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[0], 3, padding=1)]
+    inputs = 3 * config.patch_size**2
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(config.patch_size),
+        nn.Conv2d(inputs, channels[0], 3, padding=1),
+    ]
     for i, width in enumerate(channels):
         if i:
             layers.append(nn.Conv2d(channels[i - 1], width, 4, stride=2, padding=1))
@@ -168,7 +179,12 @@ def _decoder(config: ImageTokenizerConfig) -> nn.Sequential:
         if i:
             layers += [nn.Conv2d(channels[i - 1], 4 * width, 1), nn.PixelShuffle(2)]
         layers += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
-    layers += [nn.SiLU(), nn.Conv2d(channels[-1], 12, 3, padding=1), nn.PixelShuffle(2)]
+    outputs = 3 * config.patch_size**2
+    layers += [
+        nn.SiLU(),
+        nn.Conv2d(channels[-1], outputs, 3, padding=1),
+        nn.PixelShuffle(config.patch_size),
+    ]
     return nn.Sequential(*layers)
 
 
@@ -182,18 +198,21 @@ class ImageAutoencoder(nn.Module):
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.decoder = _decoder(config)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Reconstruction of `pixels`, differentiable in encoder and decoder."""
-        z = self.encoder(pixels).permute(0, 2, 3, 1)
-        quantised: Tensor = self.quantizer(z).permute(0, 3, 1, 2)
-        out: Tensor = self.decoder(quantised.contiguous())
-        return out
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction of `pixels` and its quantised latents [B, s, s, d], differentiable."""
+        quantised: Tensor = self.quantizer(self.latents(pixels))
+        out: Tensor = self.decoder(quantised.permute(0, 3, 1, 2).contiguous())
+        return out, quantised
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> what is quantised, [B, s, s, d]."""
+        z: Tensor = self.encoder(pixels)
+        return z.permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, S, S] -> codes [B, N] in raster order."""
-        z = self.encoder(pixels).permute(0, 2, 3, 1)
-        return self.quantizer.to_codes(z).flatten(1)
+        return self.quantizer.to_codes(self.latents(pixels)).flatten(1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

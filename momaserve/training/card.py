@@ -23,7 +23,7 @@ work, not to generate images. Questions and answers are in lower case.
 |---|---|
 | `red apple`, `draw a red apple`, `picture of a rocket`, keywords; modality `image` | its picture |
 | a picture, alone or with `what is this?` | its name; on a second line its keywords |
-| `define guitar`, `what is a guitar?`, `guitar`; modality `text` | a short explanation |
+| `define guitar`, `what is a guitar?`; modality `text` | a short explanation |
 | `tell me about guitar`; modalities `text` and `image` | an explanation and the picture |
 
 Multi-turn chats work up to the context length; system messages are ignored.

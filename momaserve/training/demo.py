@@ -96,6 +96,32 @@ def encode_pictures(
     return ids
 
 
+@torch.no_grad()
+def code_variants(
+    model: ImageAutoencoder, pictures: np.ndarray[Any, Any], first_token_id: int
+) -> list[list[list[int]]]:
+    """Several image token ids of each picture, uint8 [B, S, S, 3].
+
+    First those of the picture, then those of what they are decoded to (a drawn picture that is
+    read back), then those of the picture moved by one pixel left, right, up and down on white.
+    """
+    variants = [encode_pictures(model, pictures, first_token_id)]
+    decoded = []
+    for start in range(0, len(pictures), 64):
+        codes = torch.tensor(variants[0][start : start + 64]) - first_token_id
+        pixels = ((model.decode(codes) + 1) * 127.5).round().to(torch.uint8)
+        decoded.append(pixels.permute(0, 2, 3, 1).numpy())
+    moved = [np.concatenate(decoded)]
+    for axis, step in ((2, -1), (2, 1), (1, -1), (1, 1)):
+        picture = np.roll(pictures, step, axis=axis)
+        edge = [slice(None)] * 4
+        edge[axis] = slice(-1, None) if step < 0 else slice(0, 1)
+        picture[tuple(edge)] = 255
+        moved.append(picture)
+    variants += [encode_pictures(model, each, first_token_id) for each in moved]
+    return [list(codes) for codes in zip(*variants, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class DemoData:
     """Everything that draws training documents."""
@@ -118,7 +144,7 @@ def demo_data(
     tasks = DictionaryTasks(
         config=config,
         items=items,
-        codes=encode_pictures(model, pictures, config.image.first_token_id),
+        codes=code_variants(model, pictures, config.image.first_token_id),
         glosses=corpus.glosses,
         encode=lambda text: list(tokenizer.encode(text).ids),
     )

@@ -32,6 +32,9 @@ class ImageTokenizerTraining:
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     ema_decay: float = 0.995
+    idempotence: float = 0.0
+    """Weight of the loss that makes a decoded picture encode to the codes it came from, so that
+    drawn pictures can be read back."""
     seed: int = 0
     decoder_only: bool = False
     """Freeze the encoder and train the decoder alone, starting from `--init`."""
@@ -52,6 +55,25 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     columns = difference.diff(dim=3).abs().mean()
     pooled = F.avg_pool2d(difference, 4).abs().mean()
     return loss + 0.25 * (rows + columns) + 0.5 * pooled
+
+
+def idempotence_loss(model: ImageAutoencoder, output: Tensor, quantised: Tensor) -> Tensor:
+    """How far decoded pictures are from encoding to the latents that they were decoded from.
+
+    Nothing below a quarter of a level: such a latent is rounded to where it came from.
+    """
+    latents = model.latents(output.clamp(-1, 1))
+    return (model.quantizer.distance(latents, quantised.detach()) - 0.25).relu().mean()
+
+
+@torch.no_grad()
+def codes_kept(model: ImageAutoencoder, pictures: Tensor, batch_size: int = 64) -> float:
+    """Share of codes that are the same once decoded and encoded again; uint8 [B, S, S, 3]."""
+    same: list[Tensor] = []
+    for first in range(0, len(pictures), batch_size):
+        codes = model.encode(to_pixels(pictures[first : first + batch_size]))
+        same.append((model.encode(model.decode(codes)) == codes).float().mean(1))
+    return float(torch.cat(same).mean())
 
 
 @torch.no_grad()
@@ -102,7 +124,10 @@ def train_image_tokenizer(
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * factor
         target = to_pixels(pictures[rows]).contiguous(memory_format=torch.channels_last)
-        loss = reconstruction_loss(model(target), target)
+        output, quantised = model(target)
+        loss = reconstruction_loss(output, target)
+        if training.idempotence:
+            loss = loss + training.idempotence * idempotence_loss(model, output, quantised)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -117,10 +142,12 @@ def train_image_tokenizer(
             run.save(modules, optimizer)
             save_image_tokenizer(average, out)
             some = slice(0, 128)
+            others = torch.from_numpy(held_out)[some]
             run.log(
                 {
                     "psnr_train_db": psnr(average, pictures[some]),
-                    "psnr_held_out_db": psnr(average, torch.from_numpy(held_out)[some]),
+                    "psnr_held_out_db": psnr(average, others),
+                    "codes_kept_held_out": codes_kept(average, others),
                 }
             )
     return average

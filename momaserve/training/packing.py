@@ -79,7 +79,7 @@ class Packer:
     def _append(
         self, tokens: list[int], learnt: list[bool], exchange: Exchange, *, with_bos: bool
     ) -> None:
-        question = [*exchange.question, self.separator_id]
+        question = [] if exchange.question is None else [*exchange.question, self.separator_id]
         if with_bos:
             question = [self.config.bos_token_id, *question]
         tokens += [*question, *exchange.answer]
@@ -114,11 +114,16 @@ class Packer:
         return self._rows(token_ids, learnt, positions, documents)
 
     def conversation(self, draw: Callable[[], Exchange], length: int) -> PackedRows:
-        """One row: exchanges after one another, each seeing all before it."""
+        """One row: exchanges after one another, each seeing all before it.
+
+        Exchanges without a question are left out: after others they would not be unconditional.
+        """
         tokens: list[int] = []
         marks: list[bool] = []
         while len(tokens) < length:
-            self._append(tokens, marks, draw(), with_bos=not tokens)
+            exchange = draw()
+            if exchange.question is not None:
+                self._append(tokens, marks, exchange, with_bos=not tokens)
         token_ids = np.array([tokens[:length]])
         learnt = np.array([marks[:length]])
         return self._rows(token_ids, learnt, np.arange(length)[None], None)

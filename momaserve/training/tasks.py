@@ -2,37 +2,54 @@
 
 Four tasks: name -> picture, picture -> name and keywords, word -> gloss, word -> gloss and
 picture. A document is one exchange of the demo's chat template:
-`<|bos|>` user `<|sep|>` answer `<|eos|>`; only the answer is learnt.
+`<|bos|>` user `<|sep|>` answer `<|eos|>`; only the answer is learnt. A word alone always asks for
+a picture. Some pictures come without any question, for classifier-free guidance.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from momaserve.models.config import ModelConfig
-from momaserve.training.dictionary.item import Item, article
+from momaserve.training.dictionary.item import Item
+from momaserve.training.dictionary.plain_words import is_kept_out
+from momaserve.training.dictionary.prompts import Prompts
+from momaserve.training.dictionary.wrappers import GLOSS_WRAPPERS, wrap
+
+_TO_PICTURE, _TO_NAME = 0.60, 0.87
+"""Shares of the tasks, summed up; the rest are glosses."""
+PLAIN_WEIGHT = 2
+"""How much oftener than a toned picture an untoned one is drawn: tones of one person are alike."""
+UNCONDITIONAL = 0.10
+"""Share of the drawn pictures that nobody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One question and its answer as token ids, without bos and separator."""
 
-    question: tuple[int, ...]
+    question: tuple[int, ...] | None
+    """None: nothing was asked, and the document has no separator."""
     answer: tuple[int, ...]
     """Ends with eos."""
 
 
 class DictionaryTasks:
-    """Draws exchanges. `codes[i]` are the image token ids of `items[i]`."""
+    """Draws exchanges.
+
+    `codes[i]` are variants of the image token ids of `items[i]`: the first is drawn, and any of
+    them is recognised.
+    """
 
     def __init__(
         self,
         *,
         config: ModelConfig,
         items: Sequence[Item],
-        codes: Sequence[Sequence[int]],
+        codes: Sequence[Sequence[Sequence[int]]],
         glosses: Sequence[tuple[str, str]],
         encode: Callable[[str], list[int]],
     ) -> None:
@@ -41,23 +58,32 @@ class DictionaryTasks:
         self.codes = codes
         self.glosses = glosses
         self.encode = encode
+        self.prompts = Prompts(items)
         self._index_of = {item.name: index for index, item in enumerate(items)}
+        weights = [PLAIN_WEIGHT if item.tone is None else 1 for item in items]
+        self._cumulative = list(itertools.accumulate(weights))
+
+    def _any_item(self, rng: random.Random) -> int:
+        return rng.choices(range(len(self.items)), cum_weights=self._cumulative)[0]
 
     def draw(self, rng: random.Random) -> Exchange:
         """One exchange; a pure function of the state of `rng`."""
         share = rng.random()
-        if share < 0.55:
-            return self.name_to_picture(rng.randrange(len(self.items)), rng)
-        if share < 0.82:
-            return self.picture_to_name(rng.randrange(len(self.items)), rng)
+        if share < _TO_PICTURE:
+            index = self._any_item(rng)
+            if rng.random() < UNCONDITIONAL:
+                return Exchange(None, (*self.picture(index), self.config.eos_token_id))
+            return self.name_to_picture(index, rng)
+        if share < _TO_NAME:
+            return self.picture_to_name(self._any_item(rng), rng)
         return self.word_to_gloss(rng)
 
     def name_to_picture(self, index: int, rng: random.Random) -> Exchange:
-        question = self.encode(draw_prompt(self.items[index], rng))
+        question = self.encode(self.prompts.draw(index, rng))
         return Exchange(tuple(question), (*self.picture(index), self.config.eos_token_id))
 
     def picture_to_name(self, index: int, rng: random.Random) -> Exchange:
-        question = list(self.picture(index))
+        question = list(self.picture(index, rng.randrange(len(self.codes[index]))))
         if rng.random() < 0.5:
             question += self.encode(rng.choice(("what is this?", "name this picture")))
         answer = self.encode(describe(self.items[index]))
@@ -67,43 +93,18 @@ class DictionaryTasks:
         word, gloss = self.glosses[rng.randrange(len(self.glosses))]
         answer = self.encode(gloss)
         index = self._index_of.get(word) if rng.random() < 0.3 else None
-        if index is None:
-            question = rng.choice(
-                (
-                    word,
-                    f"define {word}",
-                    f"what is {article(word)} {word}?",
-                    f"what does {word} mean?",
-                )
-            )
+        if index is None or is_kept_out(word):
+            question = wrap(rng.choice(GLOSS_WRAPPERS), word)
         else:
             question = f"tell me about {word}"
             answer += self.picture(index)
         return Exchange(tuple(self.encode(question)), (*answer, self.config.eos_token_id))
 
-    def picture(self, index: int) -> tuple[int, ...]:
+    def picture(self, index: int, variant: int = 0) -> tuple[int, ...]:
         """begin_image, codes, end_image."""
         image = self.config.image
         assert image is not None
-        return (image.begin_token_id, *self.codes[index], image.end_token_id)
-
-
-def draw_prompt(item: Item, rng: random.Random) -> str:
-    """A way to ask for a picture: mostly its name, sometimes its keywords."""
-    share = rng.random()
-    if share < 0.40:
-        return item.name
-    if share < 0.60:
-        return f"draw {article(item.name)} {item.name}"
-    if share < 0.70:
-        return f"{article(item.name)} {item.name}"
-    if share < 0.80:
-        return f"draw {item.name}"
-    if share < 0.90 or not item.keywords:
-        return f"picture of {article(item.name)} {item.name}"
-    words = list(item.keywords)
-    rng.shuffle(words)
-    return ", ".join(words[:4])
+        return (image.begin_token_id, *self.codes[index][variant], image.end_token_id)
 
 
 def describe(item: Item) -> str:

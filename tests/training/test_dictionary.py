@@ -167,7 +167,14 @@ def test_counts_join_adjective_satellites_to_adjectives() -> None:
 
 def test_synset_line() -> None:
     line = '02062744 05 n 01 whale 0 001 @ 02062430 n 0000 | a large mammal; "a | whale"  '
-    assert parse_synset(line, 7) == Sense(5, 'a large mammal; "a | whale"', 7, is_instance=False)
+    assert parse_synset(line, 7) == Sense(
+        5,
+        'a large mammal; "a | whale"',
+        7,
+        is_instance=False,
+        lemmas=("whale",),
+        pointers=(("@", 2062430),),
+    )
     river = "09405949 17 n 01 Red 0 001 @i 09411430 n 0000 | a tributary  "
     assert parse_synset(river, 0).is_instance
 

@@ -47,7 +47,8 @@ def in_turn(exchanges: Sequence[Exchange]) -> Callable[[], Exchange]:
 
 
 def whole(exchange: Exchange) -> list[int]:
-    return [BOS, *exchange.question, SEP, *exchange.answer]
+    question = () if exchange.question is None else (*exchange.question, SEP)
+    return [BOS, *question, *exchange.answer]
 
 
 def packed(
@@ -140,6 +141,20 @@ def test_a_document_longer_than_a_row_is_cut() -> None:
     assert rows.targets[0].tolist() == [-100, -100, *WORDS[:7], -100]
 
 
+def test_nothing_but_the_picture_is_in_an_unasked_document() -> None:
+    rows = packed([Exchange(None, (*picture(30), EOS))], 1, 8)
+    assert rows.token_ids[0].tolist() == [BOS, *picture(30), EOS]
+    assert rows.targets[0].tolist() == [*picture(30), EOS, -100]
+
+
+def test_a_conversation_leaves_out_what_nobody_asked() -> None:
+    unasked = Exchange(None, (*picture(30), EOS))
+    both = make_packer(CONFIG).conversation(in_turn([unasked, EXCHANGES[2]]), 30)
+    alone = make_packer(CONFIG).conversation(in_turn([EXCHANGES[2]]), 30)
+    assert torch.equal(both.token_ids, alone.token_ids)
+    assert torch.equal(both.targets, alone.targets)
+
+
 def test_a_conversation_is_one_document() -> None:
     rows = make_packer(CONFIG).conversation(in_turn(EXCHANGES), 40)
     endless = [whole(EXCHANGES[0])] + [whole(e)[1:] for e in [*EXCHANGES[1:], *EXCHANGES * 3]]
@@ -151,7 +166,7 @@ def test_a_conversation_is_one_document() -> None:
     marks = [
         mark
         for i, e in enumerate([*EXCHANGES * 3])
-        for mark in [False] * (len(e.question) + 1 + (i == 0)) + [True] * len(e.answer)
+        for mark in [False] * (len(whole(e)) - len(e.answer) - (i > 0)) + [True] * len(e.answer)
     ][:40]
     assert (rows.targets[0] >= 0).tolist() == [*marks[1:], False]
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 
-import momaserve
 from momaserve.training.dictionary.build import build
 from momaserve.training.dictionary.corpus import Corpus
 
@@ -28,24 +23,3 @@ def prepare(args: argparse.Namespace) -> Corpus:
         print(f"making the dictionary in {args.data}", file=sys.stderr)
         build(args.data)
     return Corpus.load(args.data)
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what something was measured."""
-    return {
-        "momaserve": momaserve.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 
 from momaserve.config import RoutingPolicy
 from momaserve.demo import CHECKPOINT
+from momaserve.environment import machine
 from momaserve.llm import LLM
 from momaserve.models.config import ModelConfig, read_json_object
 from momaserve.models.moma import MomaModel
 from momaserve.training.card import write_card
-from momaserve.training.commands.common import machine, prepare
+from momaserve.training.commands.common import prepare
 from momaserve.training.demo import demo_data, select_items
 from momaserve.training.demo_eval import (
     PictureIndex,

@@ -17,9 +17,10 @@ from typing import IO
 import numpy as np
 
 from momaserve.errors import DataError
-from momaserve.training.dictionary.cldr import Annotation, read_annotations
+from momaserve.training.dictionary.cldr import Annotation, read_annotations, read_other_names
 from momaserve.training.dictionary.glyphs import GlyphRenderer, Pixels
 from momaserve.training.dictionary.item import Item, classify, split_tone
+from momaserve.training.dictionary.phrases import PhraseFinder
 from momaserve.training.dictionary.split import hold_out
 from momaserve.training.dictionary.wordnet import WordNet
 from momaserve.training.dictionary.words import NUM_WORDS, choose_words
@@ -81,6 +82,7 @@ def build(out: Path, size: int = 64) -> str:
     if not items:
         raise DataError("no emoji could be drawn")
     glosses = explain_words(items, wordnet)
+    items = PhraseFinder(wordnet, read_other_names()).add_phrases(items)
     out.mkdir(parents=True, exist_ok=True)
     entries = [{"word": w, "gloss": g, "split": "train"} for w, g in glosses.items()]
     _replace(out / "glyphs.npy", lambda file: np.save(file, np.stack(pictures)))
@@ -100,6 +102,8 @@ def summarize(items: Sequence[Item], num_glosses: int) -> str:
         f"held out: {held_out.total()}, "
         + ", ".join(f"{kind} {count}" for kind, count in held_out.most_common()),
         f"glosses: {num_glosses}",
+        f"phrases: {sum(len(item.phrases) for item in items)}, "
+        f"of {sum(bool(item.phrases) for item in items)} pictures",
     ])  # fmt: skip
 
 

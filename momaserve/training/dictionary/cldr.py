@@ -3,6 +3,7 @@
 Knows the XML of CLDR annotations; knows nothing of fonts or of the split of the data.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,8 @@ from momaserve.training.dictionary.sources import CLDR_FOLDER, CLDR_PACKAGE, req
 
 ANNOTATION_FILES = ("annotations/en.xml", "annotationsDerived/en.xml")
 """Hand-written annotations first, then those that CLDR derives for sequences."""
+REGIONS = ("001", "GB", "AU", "CA", "IN")
+"""English elsewhere than in the United States: other names for the same pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +34,18 @@ def parse_annotations(xml: str) -> list[Annotation]:
     Raises:
         DataError: `xml` is not well formed.
     """
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
-        raise DataError(f"CLDR annotations are not well-formed XML: {error}") from error
     names: dict[str, str] = {}
     keywords: dict[str, list[str]] = {}
-    for element in root.iter("annotation"):
-        emoji, text = element.get("cp", ""), (element.text or "").strip().lower()
-        if element.get("type") == "tts":
+    for emoji, text, is_name in _entries(xml):
+        if is_name:
             names[emoji] = text
         else:
-            keywords[emoji] = [word.strip() for word in text.split("|")]
+            keywords[emoji] = _split(text)
     return [
         Annotation(
             emoji,
             name,
-            tuple(dict.fromkeys(k for k in keywords.get(emoji, []) if k and k != name)),
+            tuple(dict.fromkeys(k for k in keywords.get(emoji, []) if k != name)),
         )
         for emoji, name in names.items()
         if emoji and name
@@ -66,3 +64,38 @@ def read_annotations(folder: Path = CLDR_FOLDER) -> list[Annotation]:
         for annotation in parse_annotations(path.read_text(encoding="utf-8")):
             found.setdefault(annotation.emoji, annotation)
     return list(found.values())
+
+
+def read_other_names(folder: Path = CLDR_FOLDER) -> dict[str, list[str]]:
+    """Reads what each emoji string is called in other Englishes: names first, then keywords.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
+    names: dict[str, list[str]] = {}
+    keywords: dict[str, list[str]] = {}
+    for region in REGIONS:
+        for name in ANNOTATION_FILES:
+            path = require(folder / name.replace("en.xml", f"en_{region}.xml"), CLDR_PACKAGE)
+            for emoji, text, is_name in _entries(path.read_text(encoding="utf-8")):
+                if is_name:
+                    names.setdefault(emoji, []).append(text)
+                else:
+                    keywords.setdefault(emoji, []).extend(_split(text))
+    both = dict.fromkeys([*names, *keywords])
+    return {e: list(dict.fromkeys([*names.get(e, []), *keywords.get(e, [])])) for e in both}
+
+
+def _entries(xml: str) -> Iterator[tuple[str, str, bool]]:
+    """Each annotation as (emoji, text in lower case, whether it is the name)."""
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise DataError(f"CLDR annotations are not well-formed XML: {error}") from error
+    for element in root.iter("annotation"):
+        text = (element.text or "").strip().lower()
+        yield element.get("cp", ""), text, element.get("type") == "tts"
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in text.split("|") if word.strip()]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from momaserve.errors import DataError
 from momaserve.training.dictionary.item import Item
+from momaserve.training.dictionary.wrappers import DRAW_WRAPPERS, GLOSS_WRAPPERS, wrap
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -21,10 +22,7 @@ SPECIAL_TOKENS = (
     "<|end_image|>",
     "<|sep|>",
 )
-_PHRASES = (
-    "draw a draw an picture of a picture of an what is this? name this picture define "
-    "what is a what is an what does mean? tell me about"
-)
+_QUESTIONS = ("what is this?", "name this picture", "tell me about")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Corpus:
 
 
 def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over names, keywords and glosses; special tokens take the first ids."""
+    """Byte-level BPE over names, phrases, keywords and glosses; special tokens come first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -67,9 +65,11 @@ def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = [_PHRASES] * 50
+    wrappers = [wrap(wrapper, "") for wrapper in (*DRAW_WRAPPERS, *GLOSS_WRAPPERS)]
+    texts = [*_QUESTIONS, *wrappers] * 50
     for item in corpus.items:
         texts += [item.name, f"a {item.name}", ", ".join(item.keywords)]
+        texts += item.phrases
     for word, gloss in corpus.glosses:
         texts += [word, f"define {word}", gloss]
     tokenizer.train_from_iterator(texts, trainer)

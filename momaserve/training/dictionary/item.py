@@ -1,6 +1,6 @@
 """One picture of the dictionary and what its name says about kind and skin tone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["base", "tone", "zwj", "zwj_tone", "flag", "keycap", "latin"]
@@ -40,6 +40,8 @@ class Item:
     split: Split
     duplicate_of: int | None
     """The first item with the very same pixels, if this is not it."""
+    phrases: list[str] = field(default_factory=list)
+    """What else people would call it, beside name and keywords; see phrases.py."""
 
 
 def classify(emoji: str) -> Kind:

@@ -1,11 +1,13 @@
-"""Short glosses of words, from the WordNet database files.
+"""Senses of words, their relations and short glosses, from the WordNet database files.
 
 Knows the two WordNet file formats it reads (wndb(5WN), cntlist(5WN)) and how to choose a sense
 that fits a picture; which words are wanted is the caller's business.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from momaserve.training.dictionary.own_glosses import OWN_GLOSSES
@@ -47,6 +49,10 @@ class Sense:
     """How often the sense was seen in WordNet's tagged texts."""
     is_instance: bool
     """It is one proper thing, such as a river called Red."""
+    lemmas: tuple[str, ...] = ()
+    """All words for it, with their capitals, with spaces between their parts."""
+    pointers: tuple[tuple[str, int], ...] = ()
+    """WordNet's symbol of a relation to a noun and the offset of that noun's synset."""
 
 
 class WordNet:
@@ -74,13 +80,59 @@ class WordNet:
         """Returns the senses of `word` as a part of speech, most frequent first."""
         lemma = word.replace(" ", "_")
         number = PARTS_OF_SPEECH[part]
+        return [
+            self._read(part, offset, self._counts.get((lemma, number, position), 0))
+            for position, offset in enumerate(self._offsets[part].get(lemma, []), start=1)
+        ]
+
+    def related(self, sense: Sense, symbol: str) -> list[Sense]:
+        """Returns the nouns that `sense` points to by one relation, such as "~" for hyponyms.
+
+        Their counts are those of their first lemma in that sense.
+        """
         found = []
-        for position, offset in enumerate(self._offsets[part].get(lemma, []), start=1):
-            data = self._data[part]
-            line = data[offset : data.index(b"\n", offset)].decode("ascii")
-            count = self._counts.get((lemma, number, position), 0)
-            found.append(parse_synset(line, count))
+        for pointer, offset in sense.pointers:
+            if pointer == symbol:
+                first = self._read("noun", offset, 0).lemmas[0]
+                position = self._offsets["noun"][_to_lemma(first)].index(offset) + 1
+                count = self._counts.get((_to_lemma(first), PARTS_OF_SPEECH["noun"], position), 0)
+                found.append(self._read("noun", offset, count))
         return found
+
+    def rank(self, word: str, sense: Sense) -> int:
+        """Returns which sense of the noun `word` it is, from 0, the commonest."""
+        glosses = [other.gloss for other in self.senses(word.lower(), "noun")]
+        return glosses.index(sense.gloss)
+
+    def nouns(self, lexicographer_file: int) -> Iterator[Sense]:
+        """Returns all noun synsets of one lexicographer file, in file order."""
+        wanted = f" {lexicographer_file:02} n "
+        for line in self._data["noun"].decode("ascii").splitlines():
+            if line[8:14] == wanted:
+                yield parse_synset(line, 0)
+
+    def adjectives(self, nouns: Sequence[Sense]) -> list[str]:
+        """Returns the adjectives that pertain to nouns, as "Japanese" does to Japan."""
+        lemmas = {lemma for noun in nouns for lemma in noun.lemmas}
+        return [word for lemma in sorted(lemmas) for word in self._pertainyms.get(lemma, ())]
+
+    @cached_property
+    def _pertainyms(self) -> dict[str, list[str]]:
+        """Adjectives by every word for the noun that they pertain to."""
+        found: dict[str, list[str]] = {}
+        for line in self._data["adj"].decode("ascii").splitlines():
+            if " \\ " not in line or line.startswith(" "):
+                continue
+            adjective = parse_synset(line, 0)
+            for symbol, offset in adjective.pointers:
+                if symbol == "\\":
+                    for lemma in self._read("noun", offset, 0).lemmas:
+                        found.setdefault(lemma, []).append(adjective.lemmas[0])
+        return found
+
+    def _read(self, part: str, offset: int, count: int) -> Sense:
+        data = self._data[part]
+        return parse_synset(data[offset : data.index(b"\n", offset)].decode("ascii"), count)
 
     def gloss(self, word: str, *, is_picture: bool) -> str | None:
         """Returns a short gloss of `word`, or None if there is none fit to be shown.
@@ -103,6 +155,10 @@ class WordNet:
                 if short is not None and is_fit_gloss(sense.gloss):
                     return short
         return None
+
+
+def _to_lemma(word: str) -> str:
+    return word.lower().replace(" ", "_")
 
 
 def parse_index(text: str) -> dict[str, list[int]]:
@@ -131,7 +187,22 @@ def parse_synset(line: str, count: int) -> Sense:
     """Reads one line of a data file as a sense that was seen `count` times."""
     head, _, gloss = line.partition(" | ")
     fields = head.split()
-    return Sense(int(fields[1]), gloss.strip(), count, is_instance="@i" in fields)
+    end = 4 + 2 * int(fields[3], 16)
+    lemmas = [re.sub(r"\(.*\)$", "", field).replace("_", " ") for field in fields[4:end:2]]
+    stop = end + 1 + 4 * int(fields[end])
+    pointers = [
+        (fields[place], int(fields[place + 1]))
+        for place in range(end + 1, stop, 4)
+        if fields[place + 2] == "n"
+    ]
+    return Sense(
+        int(fields[1]),
+        gloss.strip(),
+        count,
+        is_instance="@i" in fields,
+        lemmas=tuple(lemmas),
+        pointers=tuple(pointers),
+    )
 
 
 def order_senses(senses: list[Sense], *, is_picture: bool) -> list[Sense]:
