@@ -7,6 +7,7 @@ ClientError
     ├── BadRequestError     400: the request itself
     ├── AuthenticationError 401
     ├── NotFoundError       404: unknown model or route
+    ├── DeadlineError       408: the request's own `timeout_s` passed before there was an answer
     ├── TooLargeError       413
     ├── QueueFullError      429: try again after `retry_after_s`
     ├── UnavailableError    503: draining, starting, or the engine is dead
@@ -65,6 +66,10 @@ class NotFoundError(ApiError):
     """The server knows no such model or route."""
 
 
+class DeadlineError(ApiError):
+    """The request's own `timeout_s` passed before there was an answer."""
+
+
 class TooLargeError(ApiError):
     """The request's body is too long."""
 
@@ -85,12 +90,13 @@ BY_STATUS: Mapping[int, type[ApiError]] = {
     400: BadRequestError,
     401: AuthenticationError,
     404: NotFoundError,
+    408: DeadlineError,
     413: TooLargeError,
     429: QueueFullError,
     503: UnavailableError,
 }
 
-STREAM_CODES = {"request_aborted": 503, "engine_dead": 503, "draining": 503}
+STREAM_CODES = {"timeout": 408, "request_aborted": 503, "engine_dead": 503, "draining": 503}
 """Status that the codes of errors inside a stream stand for; others are 500."""
 
 

@@ -217,18 +217,22 @@ def _completion_logprobs(logprobs: Json | None) -> CompletionLogprobs | None:
 
 
 def _usage(usage: Json) -> Usage:
-    details = usage.get("completion_tokens_details") or {}
+    prompt = usage.get("prompt_tokens_details") or {}
+    completion = usage.get("completion_tokens_details") or {}
     return Usage(
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
-        image_tokens=details.get("image_tokens", 0),
+        image_tokens=completion.get("image_tokens", 0),
+        cached_tokens=prompt.get("cached_tokens", 0),
     )
 
 
 def _image_usage(usage: Json) -> Usage:
     output_tokens = usage["output_tokens"]
+    details = usage.get("input_tokens_details") or {}
     return Usage(
         prompt_tokens=usage["input_tokens"],
         completion_tokens=output_tokens,
         image_tokens=output_tokens,
+        cached_tokens=details.get("cached_tokens", 0),
     )

@@ -8,12 +8,30 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 
-class Options(TypedDict, total=False):
-    """Request fields that every route knows which generates text; see the server's table."""
+class ImageOptions(TypedDict, total=False):
+    """Request fields that every route knows which generates; see the server's table."""
 
     model: str
     n: int
     seed: int
+    image_temperature: float
+    image_top_k: int
+    image_top_p: float
+    guidance_scale: float
+    min_tokens: int
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    priority: int
+    cache_salt: str
+    timeout_s: float
+    routing: str
+    prompt_routing: str
+
+
+class Options(ImageOptions, total=False):
+    """Those of the routes that generate text."""
+
     temperature: float
     top_k: int
     top_p: float
@@ -23,25 +41,7 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logit_bias: Mapping[int, float]
-    image_temperature: float
-    image_top_k: int
-    image_top_p: float
-    routing: str
-    prompt_routing: str
     return_token_ids: bool
-
-
-class ImageOptions(TypedDict, total=False):
-    """Request fields of the images route."""
-
-    model: str
-    n: int
-    seed: int
-    image_temperature: float
-    image_top_k: int
-    image_top_p: float
-    routing: str
-    prompt_routing: str
 
 
 Part = Mapping[str, Any]

@@ -13,6 +13,8 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0
     """Picture tokens among `completion_tokens`."""
+    cached_tokens: int = 0
+    """Tokens among `prompt_tokens` that the server had computed before."""
 
     @property
     def total_tokens(self) -> int:
@@ -119,6 +121,7 @@ class FinishChunk:
     """A choice is over."""
 
     reason: str
+    """"stop", "length", or "timeout" where `timeout_s` cut it off."""
     choice: int = 0
 
 

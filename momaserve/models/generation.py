@@ -1,18 +1,18 @@
 """`generation_config.json`: a checkpoint's default sampling, for text and for pictures.
 
 The file holds an object with the optional keys `text` and `image`, each an object with the
-optional keys `temperature`, `top_k`, `top_p`, `min_p`.
+optional keys `temperature`, `top_k`, `top_p`, `min_p`; `image` may also have `guidance_scale`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from momaserve.errors import CheckpointError, SamplingError
 from momaserve.models.config import read_json_object
-from momaserve.sampling import Distribution
+from momaserve.sampling import Distribution, SamplingParams
 
 FILE_NAME = "generation_config.json"
 
@@ -23,6 +23,8 @@ class GenerationDefaults:
 
     text: Distribution = field(default_factory=Distribution)
     image: Distribution = field(default_factory=Distribution)
+    guidance_scale: float = 1.0
+    """Of pictures; 1 is none."""
 
     @classmethod
     def load(cls, directory: Path) -> GenerationDefaults:
@@ -38,18 +40,27 @@ class GenerationDefaults:
         unknown = sorted(set(data) - {"text", "image"})
         if unknown:
             raise CheckpointError(f"{path}: unknown keys {unknown}")
-        return cls(**{name: _distribution(path, name, value) for name, value in data.items()})
+        defaults = cls()
+        for name, value in data.items():
+            defaults = replace(defaults, **_section(path, name, value))
+        return defaults
 
 
-def _distribution(path: Path, name: str, value: Any) -> Distribution:
+def _section(path: Path, name: str, value: Any) -> dict[str, Any]:
+    """Fields of GenerationDefaults that the object under `name` sets."""
     known = {f.name for f in fields(Distribution)}
-    if not isinstance(value, dict) or not set(value) <= known:
-        raise CheckpointError(f"{path}: {name} must be an object with keys out of {sorted(known)}")
+    own = {"guidance_scale"} if name == "image" else set()
+    if not isinstance(value, dict) or not set(value) <= known | own:
+        raise CheckpointError(
+            f"{path}: {name} must be an object with keys out of {sorted(known | own)}"
+        )
     if not all(type(v) in (int, float) for v in value.values()):
         raise CheckpointError(f"{path}: {name} must hold numbers, got {value}")
-    distribution = Distribution(**value)
+    distribution = Distribution(**{key: v for key, v in value.items() if key in known})
+    found = {name: distribution} | {key: v for key, v in value.items() if key in own}
     try:
         distribution.check()
+        SamplingParams(**found)
     except SamplingError as error:
         raise CheckpointError(f"{path}: {name}: {error}") from error
-    return distribution
+    return found

@@ -43,6 +43,11 @@ COMMANDS = {
         "momaserve_server.generate_options:add_arguments",
     ),
     "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve_server.command_info"),
+    "bench": Command(
+        "measure the engine",
+        "momaserve_bench.command",
+        "momaserve_bench.options:add_arguments",
+    ),
     "eval-demo": Command(
         "quality of the demo", "momaserve.training.commands.eval_demo", f"{_TRAINING}:eval_demo"
     ),

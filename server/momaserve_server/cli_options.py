@@ -25,6 +25,8 @@ from momaserve.errors import ConfigError
 from momaserve_server.settings import ServerSettings
 
 ENVIRONMENT_PREFIX = "MOMASERVE_"
+SWITCH_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""What the environment variable of an option without value may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class Option:
     choices: Sequence[str] | None = None
     unset: str = "automatic"
     """What the help shows for a default of None."""
+    sets: bool | None = None
+    """What the bare flag sets the field to; None for an option that takes a value."""
 
     @property
     def dest(self) -> str:
@@ -56,6 +60,8 @@ class Option:
         return ENVIRONMENT_PREFIX + self.dest.upper()
 
     def default_text(self) -> str:
+        if self.sets is not None:
+            return "off"
         default = next(f.default for f in fields(self.owner) if f.name == self.target)
         return self.unset if default is None or default is MISSING else str(default)
 
@@ -79,6 +85,14 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ),
     Option(flag="--threads", owner=EngineConfig, help="CPU threads of torch", unset="torch's own"),
     Option(
+        flag="--plan-ahead",
+        owner=EngineConfig,
+        type=str,
+        choices=("auto", "on", "off"),
+        help="start a step before the one in flight is known",
+        unset="auto: where the device runs beside the host",
+    ),
+    Option(
         flag="--max-model-len",
         owner=EngineConfig,
         help="longest prompt plus answer, in tokens",
@@ -90,6 +104,13 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         owner=CacheConfig,
         help="memory for KV blocks, in bytes",
         unset="room for every running request, up to 1 GiB on a CPU",
+    ),
+    Option(
+        flag="--no-prefix-caching",
+        owner=CacheConfig,
+        field="prefix_caching",
+        sets=False,
+        help="compute every prompt anew, even where requests begin alike",
     ),
     Option(
         flag="--max-num-requests", owner=SchedulerConfig, help="requests that run at the same time"
@@ -200,13 +221,15 @@ def add_options(
         "settings", f"each also as an environment variable, such as {options[0].environment_name}"
     )
     for option in options:
+        kind: dict[str, Any] = {"action": "store_const", "const": option.sets}
+        if option.sets is None:
+            metavar = None if option.choices else "N" if option.type is not str else "NAME"
+            kind = {"type": option.type, "choices": option.choices, "metavar": metavar}
         group.add_argument(
             option.flag,
-            type=option.type,
-            choices=option.choices,
             default=_from_environment(parser, option, environment),
-            metavar=None if option.choices else "N" if option.type is not str else "NAME",
             help=f"{option.help} (default: {option.default_text()})",
+            **kind,
         )
 
 
@@ -216,6 +239,11 @@ def _from_environment(
     text = (os.environ if environment is None else environment).get(option.environment_name)
     if not text:
         return None
+    if option.sets is not None:
+        if text.lower() not in SWITCH_WORDS:
+            words = ", ".join(SWITCH_WORDS)
+            parser.error(f"{option.environment_name}={text!r} is not one of {words}")
+        return option.sets if SWITCH_WORDS[text.lower()] else None
     try:
         value = option.type(text)
     except ValueError:
@@ -263,9 +291,11 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     values = _given(args, SERVE_OPTIONS, EngineConfig)
     prompt_routing = values.pop("prompt_routing", "same")
     routing = RoutingPolicy(values.pop("routing", RoutingPolicy.CAUSAL))
+    plan_ahead = values.pop("plan_ahead", "auto")
     return EngineConfig(
         **values,
         routing=routing,
+        plan_ahead=None if plan_ahead == "auto" else plan_ahead == "on",
         prompt_routing=None if prompt_routing == "same" else RoutingPolicy(prompt_routing),
         cache=CacheConfig(**_given(args, ENGINE_OPTIONS, CacheConfig)),
         scheduler=SchedulerConfig(**_given(args, ENGINE_OPTIONS, SchedulerConfig)),

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from momaserve.errors import (
+    DeadlineError,
     DrainingError,
     EngineDeadError,
     MomaserveError,
@@ -83,6 +84,7 @@ ERROR_TABLE: tuple[tuple[type[MomaserveError], ErrorKind], ...] = (
     (SamplingError, ErrorKind(400, "invalid_request_error", "invalid_value")),
     (RequestError, ErrorKind(400, "invalid_request_error", "invalid_request")),
     (ModelNotFoundError, ErrorKind(404, "invalid_request_error", "model_not_found")),
+    (DeadlineError, ErrorKind(408, "timeout_error", "timeout")),
     (BodyTooLargeError, ErrorKind(413, "invalid_request_error", "body_too_large")),
     (QueueFullError, ErrorKind(429, "rate_limit_error", "queue_full")),
     (DrainingError, ErrorKind(503, "server_error", "draining")),
@@ -135,6 +137,9 @@ def wire_error(error: BaseException) -> WireError:
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, DrainingError):
         headers["Retry-After"] = str(DRAIN_RETRY_AFTER_S)
+    elif isinstance(error, DeadlineError):
+        # OpenAI's clients send a request again after a 408, unless they are told not to.
+        headers["X-Should-Retry"] = "false"
     elif isinstance(error, BodyTooLargeError):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

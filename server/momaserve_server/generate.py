@@ -21,6 +21,18 @@ from momaserve_server.errors import GenerationFailedError
 from momaserve_server.generate_options import DEFAULT_OUT
 from momaserve_server.pictures import png_bytes, require_pixels
 
+GIVEN = (
+    "n",
+    "seed",
+    "max_tokens",
+    "min_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "guidance_scale",
+)
+"""Options that are fields of `SamplingParams` as they stand; the default is its own."""
+
 
 class OutputError(MomaserveError):
     """A picture cannot be written to its file."""
@@ -33,19 +45,17 @@ def run(args: argparse.Namespace) -> int:
     pictures = [read_picture(path) for path in args.image]
     config = engine_config(args)
     mode = OutputMode(args.mode)
-    SamplingParams(n=args.n, seed=args.seed, max_tokens=args.max_tokens, stop=tuple(args.stop))
+    given = {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
+    asked = SamplingParams(mode=mode, stop=tuple(args.stop), **given)
     llm = LLM(Engine.load(model_source(args), config))
     if mode is not OutputMode.TEXT:
         require_pixels(llm.engine.processor)
     defaults = llm.engine.defaults
-    params = SamplingParams(
-        mode=mode,
-        n=args.n,
-        seed=args.seed,
-        max_tokens=args.max_tokens,
-        stop=tuple(args.stop),
+    params = replace(
+        asked,
         text=_changed(defaults.text, args, ""),
         image=_changed(defaults.image, args, "image_"),
+        guidance_scale=given.get("guidance_scale", defaults.guidance_scale),
     )
     parts = (*pictures, *([] if args.prompt is None else [args.prompt]))
     result = llm.generate(parts, params)[0]

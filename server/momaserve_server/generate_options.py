@@ -55,6 +55,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{prefix}top-p", type=float, metavar="P", help=f"share of {what} probability to keep"
         )
     request.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="how closely pictures follow the prompt; 1 is no guidance (default: the checkpoint's)",
+    )
+    request.add_argument(
+        "--min-tokens", type=int, metavar="N", help="shortest answer, in tokens (default: 0)"
+    )
+    for name, default, where in (
+        ("repetition", 1, "in prompt or answer"),
+        ("presence", 0, "in the answer"),
+        ("frequency", 0, "in the answer, by how often"),
+    ):
+        request.add_argument(
+            f"--{name}-penalty",
+            type=float,
+            metavar="P",
+            help=f"on text tokens that are {where} (default: {default}, none)",
+        )
+    request.add_argument(
         "--out",
         type=Path,
         default=DEFAULT_OUT,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from momaserve.async_engine import ChoiceOutput, GenerationStream
-from momaserve.errors import MomaserveError
+from momaserve.errors import DeadlineError, MomaserveError
 from momaserve.modality import Modality
 from momaserve.outputs import FinishReason, TokenLogprob
 from momaserve.sampling import SamplingParams
@@ -17,6 +17,9 @@ from momaserve.tokens.prompt import Prompt
 from momaserve_server.context import ServerContext
 from momaserve_server.errors import GenerationFailedError, RequestAbortedError
 from momaserve_server.merge import merged
+
+UNANSWERED = (None, FinishReason.TIMEOUT)
+"""Finish reasons of outputs that are no answer unless they bring tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprob, ...] | None
     prompt_logprobs: tuple[TokenLogprob, ...] | None
     finish_reason: str | None
-    """"stop" or "length" on the last delta of a choice."""
+    """"stop", "length" or "timeout" on the last delta of a choice."""
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class TokenCounts:
 
     prompt_tokens: int = 0
     prompt_image_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that were in the prefix cache when each prompt's first choice started."""
     completion_tokens: int = 0
     image_tokens: int = 0
 
@@ -49,7 +54,10 @@ class TokenCounts:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"image_tokens": self.prompt_image_tokens},
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached_tokens,
+                "image_tokens": self.prompt_image_tokens,
+            },
             "completion_tokens_details": {"image_tokens": self.image_tokens},
         }
 
@@ -68,12 +76,16 @@ class Generation:
         self._params = params
         self._streams: list[GenerationStream] = []
         self._open = set(range(len(prompts) * params.n))
+        self._unheard = set(range(len(prompts)))  # prompts whose first choice has not come yet
+        self._has_answer = False
         self._is_told = False  # whether the client learns of the end from an error
         processor = context.async_engine.engine.processor
         self._decoders: list[OutputDecoder] = [
             processor.decoder(params.stop, prompt) for prompt in prompts for _ in range(params.n)
         ]
         self.counts = TokenCounts()
+        self.has_timed_out = False
+        """Whether `timeout_s` cut a choice off."""
 
     @classmethod
     async def start(
@@ -126,6 +138,15 @@ class Generation:
         self._is_told = True
         raise GenerationFailedError("the engine ended this request without finishing it")
 
+    def require_answer(self) -> None:
+        """Call it at the end of a reply that is sent whole.
+
+        Raises:
+            DeadlineError: time was up before any choice had begun.
+        """
+        if self.has_timed_out and not self._has_answer:
+            raise DeadlineError(f"timeout_s {self._params.timeout_s} passed before the first token")
+
     def close(self) -> None:
         """End the request, whatever state it is in. May be called more than once."""
         if self._open and not self._is_told:
@@ -140,6 +161,12 @@ class Generation:
             raise GenerationFailedError(output.error or "the engine failed on this request")
         if output.finish_reason is FinishReason.ABORT:
             raise RequestAbortedError("the request was ended before it finished")
+        is_timeout = output.finish_reason is FinishReason.TIMEOUT
+        self.has_timed_out |= is_timeout
+        self._has_answer |= bool(output.token_ids) or output.finish_reason not in UNANSWERED
+        if item.index == 0 and number in self._unheard:
+            self._unheard.discard(number)
+            self.counts.cached_tokens += output.num_cached_tokens
         decoder = self._decoders[index]
         events = decoder.push(output.token_ids)
         finish_reason: FinishReason | None = output.finish_reason

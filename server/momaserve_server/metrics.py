@@ -30,7 +30,7 @@ SLOW_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 30
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
-FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
+FINISHED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 
 
 class ServerMetrics:
@@ -59,6 +59,15 @@ class ServerMetrics:
             "requests_aborted", "HTTP requests ended before they finished, by reason.", "reason"
         )
         self._images = self._counter("images_generated", "Pictures finished.")
+        self._cache_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."
+        )
+        self._cache_hits = self._counter(
+            "prefix_cache_hits", "Prompt tokens that were found in the prefix cache."
+        )
+        self._preemptions = self._counter(
+            "num_preemptions", "Running requests that gave up their memory for others."
+        )
 
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token.", (*FAST_S, *SLOW_S[5:])
@@ -106,6 +115,9 @@ class ServerMetrics:
         self._generated.labels("text").inc(stats.generated_text_tokens)
         self._generated.labels("image").inc(stats.generated_image_tokens)
         self._images.inc(stats.images)
+        self._cache_queries.inc(stats.prefix_cache_queries)
+        self._cache_hits.inc(stats.prefix_cache_hits)
+        self._preemptions.inc(stats.num_preemptions)
         self._step.observe(stats.step_s)
         self._step_tokens.observe(stats.num_tokens)
         for latency_s in stats.first_token_latencies_s:
@@ -123,8 +135,9 @@ class ServerMetrics:
         self._success.labels(str(stats.finish_reason)).inc()
         self._e2e.observe(stats.e2e_s)
         self._queue.observe(stats.queue_s)
-        self._prefill.observe(stats.prefill_s)
-        self._decode.observe(stats.decode_s)
+        if stats.finish_reason is not FinishReason.TIMEOUT or stats.num_generated_tokens:
+            self._prefill.observe(stats.prefill_s)
+            self._decode.observe(stats.decode_s)
         self._request_prompt.observe(stats.num_prompt_tokens)
         self._request_generation.observe(stats.num_generated_tokens)
         if stats.time_per_output_token_s is not None:

@@ -105,6 +105,7 @@ class ChatReply:
         async with aclosing(self._generation.deltas()) as deltas:
             async for delta in deltas:
                 await choices[delta.index].add(delta, self._renderer)
+        self._generation.require_answer()
         replies = [
             {
                 "index": index,

@@ -103,7 +103,8 @@ class CompletionChoice:
             entries = [None, *(delta.prompt_logprobs or ()), *entries]
         self._is_first = False
         fields: dict[str, Any] = {"text": text, "logprobs": None}
-        if self._body.logprobs is not None and token_ids:
+        is_scored = len(entries) == len(token_ids)  # not if time was up before the prompt was
+        if self._body.logprobs is not None and token_ids and is_scored:
             fields["logprobs"] = completion_logprobs(token_ids, entries, offsets, self._names)
         if self._body.return_token_ids:
             fields["token_ids"] = token_ids
@@ -155,6 +156,7 @@ class CompletionReply:
                 reply = replies[delta.index]
                 _extend(reply, self._choices[delta.index].take(delta))
                 reply["finish_reason"] = delta.finish_reason
+        self._generation.require_answer()
         return self._frame(replies, self._generation.counts.usage())
 
     def _frame(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from momaserve.errors import SamplingError
+from momaserve.errors import DeadlineError, SamplingError
 from momaserve.tokens.detokenize import ImageDone, ImageProgress
 from momaserve.tokens.processor import Processor
 from momaserve_server.body import read_body
@@ -84,6 +84,7 @@ class ImageReply:
         """OpenAI's event names; like OpenAI's, this stream has no [DONE] unless it fails."""
         schedules = [PartialSchedule(self._num_partial) for _ in range(self._num_images)]
         shown = [0] * self._num_images
+        num_whole = 0
         async with aclosing(self._generation.deltas()) as deltas:
             async for delta in deltas:
                 index = delta.index
@@ -92,6 +93,7 @@ class ImageReply:
                         png = await self._renderer.whole(event.token_ids)
                         usage = _usage(self._generation.counts, len(event.token_ids))
                         yield self._event("completed", index, png, {"usage": usage})
+                        num_whole += 1
                     elif isinstance(event, ImageProgress) and schedules[index].is_due(
                         event.index, event.num_tokens, event.total
                     ):
@@ -99,6 +101,7 @@ class ImageReply:
                         fields = {"partial_image_index": shown[index]}
                         yield self._event("partial_image", index, png, fields)
                         shown[index] += 1
+        self._require_all(num_whole)
 
     async def whole(self) -> dict[str, Any]:
         """OpenAI's `ImagesResponse`."""
@@ -108,6 +111,7 @@ class ImageReply:
                 for event in delta.events:
                     if isinstance(event, ImageDone):
                         pictures[delta.index] = await self._renderer.whole(event.token_ids)
+        self._require_all(sum(map(bool, pictures)))
         counts = self._generation.counts
         return {
             "created": self._created_s,
@@ -115,6 +119,13 @@ class ImageReply:
             "data": [{"b64_json": picture} for picture in pictures],
             "usage": _usage(counts, counts.image_tokens),
         }
+
+    def _require_all(self, num_whole: int) -> None:
+        """Raises DeadlineError when time was up before: a picture that was cut off is none."""
+        if self._generation.has_timed_out and num_whole < self._num_images:
+            raise DeadlineError(
+                f"timeout_s passed when {num_whole} of {self._num_images} pictures were whole"
+            )
 
     def _event(self, name: str, index: int, png: str, fields: dict[str, Any]) -> bytes:
         kind = f"image_generation.{name}"
@@ -134,5 +145,9 @@ def _usage(counts: TokenCounts, output_tokens: int) -> dict[str, Any]:
         "input_tokens": counts.prompt_tokens,
         "output_tokens": output_tokens,
         "total_tokens": counts.prompt_tokens + output_tokens,
-        "input_tokens_details": {"text_tokens": counts.prompt_tokens, "image_tokens": 0},
+        "input_tokens_details": {
+            "text_tokens": counts.prompt_tokens,
+            "image_tokens": 0,
+            "cached_tokens": counts.cached_tokens,
+        },
     }

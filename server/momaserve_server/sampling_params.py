@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from momaserve.config import RoutingPolicy
 from momaserve.engine import Engine
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve_server.schemas_chat import ChatRequest
-from momaserve_server.schemas_common import ImageSamplingFields, SamplingFields
+from momaserve_server.schemas_common import GenerationFields, SamplingFields
 from momaserve_server.schemas_completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from momaserve_server.schemas_images import ImageRequest
+
+Value = TypeVar("Value")
+
+SAME_NAME = (
+    "n",
+    "seed",
+    "min_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "priority",
+    "cache_salt",
+    "timeout_s",
+)
+"""Fields that `SamplingParams` has too, with the same meaning and default."""
 
 
 def chat_params(body: ChatRequest, engine: Engine) -> SamplingParams:
@@ -39,10 +54,10 @@ def completion_params(body: CompletionRequest, engine: Engine) -> SamplingParams
 
 def image_params(body: ImageRequest, engine: Engine) -> SamplingParams:
     """Raises SamplingError for a value out of its range."""
-    return SamplingParams(mode=OutputMode.IMAGE, **_image_fields(body, engine))
+    return SamplingParams(mode=OutputMode.IMAGE, **_common_fields(body, engine))
 
 
-def _first_given(first: int | None, second: int | None) -> int | None:
+def _first_given(first: Value | None, second: Value) -> Value:
     return first if first is not None else second
 
 
@@ -53,7 +68,7 @@ def _with_given(defaults: Distribution, **given: float | int | None) -> Distribu
 
 def _text_fields(body: SamplingFields, engine: Engine) -> dict[str, Any]:
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    return _image_fields(body, engine) | {
+    return _common_fields(body, engine) | {
         "text": _with_given(
             engine.defaults.text,
             temperature=body.temperature,
@@ -68,22 +83,22 @@ def _text_fields(body: SamplingFields, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _image_fields(body: ImageSamplingFields, engine: Engine) -> dict[str, Any]:
+def _common_fields(body: GenerationFields, engine: Engine) -> dict[str, Any]:
     routing = None if body.routing is None else RoutingPolicy(body.routing)
     prompt_routing: RoutingPolicy | None = None
     if body.prompt_routing == "same":
         prompt_routing = routing or engine.config.routing
     elif body.prompt_routing is not None:
         prompt_routing = RoutingPolicy(body.prompt_routing)
-    return {
-        "n": 1 if body.n is None else body.n,
-        "seed": body.seed,
+    given = {name: getattr(body, name) for name in SAME_NAME}
+    return {name: value for name, value in given.items() if value is not None} | {
         "image": _with_given(
             engine.defaults.image,
             temperature=body.image_temperature,
             top_k=body.image_top_k,
             top_p=body.image_top_p,
         ),
+        "guidance_scale": _first_given(body.guidance_scale, engine.defaults.guidance_scale),
         "routing": routing,
         "prompt_routing": prompt_routing,
     }

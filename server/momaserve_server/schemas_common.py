@@ -23,7 +23,6 @@ UNSUPPORTED_FIELDS = {
     "web_search_options": "web search is not supported",
     "prediction": "predicted outputs are not supported",
     "reasoning_effort": "this model does not reason at length",
-    "guidance_scale": "guidance is not supported yet",
 }
 """Known fields that cannot be honoured, and why; the message of their 400."""
 
@@ -65,15 +64,10 @@ def described(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def _only(value: int, reason: str) -> WrapValidator:
-    """Takes the value that changes nothing, which many clients send, and refuses the others."""
-    return described(f"{value}: {reason}")
-
-
-_PENALTY = "penalties are not supported yet"
-NoPenalty = Annotated[Annotated[float, Field(ge=0, le=0)] | None, _only(0, _PENALTY)]
-NoRepetitionPenalty = Annotated[Annotated[float, Field(ge=1, le=1)] | None, _only(1, _PENALTY)]
-OneOnly = Annotated[Annotated[int, Field(ge=1, le=1)] | None, _only(1, "ask for n choices instead")]
+OneOnly = Annotated[
+    Annotated[int, Field(ge=1, le=1)] | None, described("1: ask for n choices instead")
+]
+"""Takes the value that changes nothing, which many clients send, and refuses the others."""
 Stop = Annotated[str | list[str], described("a string or a list of strings")]
 Modalities = Annotated[
     list[Literal["text", "image"]], described('["text"], ["text", "image"] or ["image"]')
@@ -88,8 +82,11 @@ class StreamOptions(StrictBody):
     """OpenAI's padding against traffic analysis; accepted, has no effect."""
 
 
-class ImageSamplingFields(IgnoredFields):
-    """Fields of every route that generates. None means the checkpoint's own default."""
+class GenerationFields(IgnoredFields):
+    """Fields of every route that generates. None means the checkpoint's own default.
+
+    `docs/api.md` has the table of them all, with defaults and bounds; `SamplingParams` checks.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -97,12 +94,20 @@ class ImageSamplingFields(IgnoredFields):
     image_temperature: float | None = None
     image_top_k: int | None = None
     image_top_p: float | None = None
+    guidance_scale: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    timeout_s: float | None = None
     routing: ServablePolicy | None = None
     prompt_routing: PromptPolicy | None = None
     stream: bool | None = None
 
 
-class SamplingFields(ImageSamplingFields):
+class SamplingFields(GenerationFields):
     """Fields of the routes that generate text, or text and pictures."""
 
     temperature: float | None = None
@@ -116,9 +121,6 @@ class SamplingFields(ImageSamplingFields):
     logit_bias: dict[int, float] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    presence_penalty: NoPenalty = None
-    frequency_penalty: NoPenalty = None
-    repetition_penalty: NoRepetitionPenalty = None
 
     @property
     def include_usage(self) -> bool:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from momaserve_server.schemas_common import ImageSamplingFields
+from momaserve_server.schemas_common import GenerationFields
 
 MAX_PARTIAL_IMAGES = 3
 """OpenAI's own limit."""
 
 
-class ImageRequest(ImageSamplingFields):
+class ImageRequest(GenerationFields):
     prompt: Annotated[str, Field(min_length=1)]
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None

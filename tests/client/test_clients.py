@@ -20,6 +20,7 @@ from momaserve_client import (
     Client,
     CompletionChunk,
     ConnectionFailedError,
+    DeadlineError,
     FinishChunk,
     ImageChunk,
     NotFoundError,
@@ -33,6 +34,8 @@ from momaserve_client import (
 from momaserve_client import (
     QueueFullError as ClientQueueFullError,
 )
+from momaserve_client.requests import ImageOptions, Options
+from momaserve_server.schemas_common import GenerationFields, IgnoredFields, SamplingFields
 from tests.server.asgi import make_app
 from tests.server.fake_engine import TEXT, FakeAsyncEngine, byte_ids
 from tests.server.live import Live, live
@@ -186,6 +189,38 @@ def test_error_inside_a_stream() -> None:
             list(stream)
     assert caught.value.code == "request_aborted"
     assert caught.value.status is None
+
+
+def test_deadlines() -> None:
+    fake = FakeAsyncEngine()
+    fake.failure = (2, FinishReason.TIMEOUT)
+    with live(fake) as started, Client(started.url) as client:
+        reply = client.chat("hi", timeout_s=1)
+        assert (reply.text, reply.choices[0].finish_reason) == (TEXT[:2], "timeout")
+        assert FinishChunk(reason="timeout") in list(client.stream_chat("hi", timeout_s=1))
+        with pytest.raises(DeadlineError) as caught:
+            client.generate_images("hi", timeout_s=1)
+        assert (caught.value.status, caught.value.code) == (408, "timeout")
+        with pytest.raises(DeadlineError):
+            list(client.stream_images("hi", timeout_s=1))
+
+
+def test_cached_tokens() -> None:
+    fake = FakeAsyncEngine()
+    fake.num_cached_tokens = 3
+    with live(fake) as started, Client(started.url) as client:
+        assert client.chat("hi").usage.cached_tokens == 3
+        assert client.complete("hi").usage.cached_tokens == 3
+        assert client.generate_images("hi").usage.cached_tokens == 3
+
+
+def test_every_option_is_a_field_of_the_server() -> None:
+    """And the other way round, but for those that the methods name or the client sets."""
+    own = {"stream", "stream_options"}
+    text = {*SamplingFields.model_fields} - {*IgnoredFields.model_fields} - own
+    images = {*GenerationFields.model_fields} - {*IgnoredFields.model_fields} - own
+    assert {*Options.__annotations__} == text
+    assert {*ImageOptions.__annotations__} == images
 
 
 def test_nobody_listens() -> None:

@@ -22,6 +22,9 @@ def test_defaults_by_modality(tmp_path: Path) -> None:
     defaults = load(tmp_path, {"image": {"temperature": 0.5, "top_k": 9}})
     assert defaults.text == Distribution()
     assert defaults.image == Distribution(temperature=0.5, top_k=9)
+    assert defaults.guidance_scale == 1.0
+    defaults = load(tmp_path, {"image": {"top_p": 0.5, "guidance_scale": 3}})
+    assert defaults == GenerationDefaults(image=Distribution(top_p=0.5), guidance_scale=3)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,9 @@ def test_defaults_by_modality(tmp_path: Path) -> None:
         ({"text": {"temperature": "hot"}}, "must hold numbers"),
         ({"text": {"temperature": -1}}, "temperature must be between 0 and 100, got -1"),
         ({"text": {"top_k": 2.7}}, "top_k must be an integer of at least 0, got 2.7"),
+        ({"text": {"guidance_scale": 2}}, "keys out of"),
+        ({"image": {"guidance_scale": None}}, "must hold numbers"),
+        ({"image": {"guidance_scale": 21}}, "guidance_scale must be between 0 and 20, got 21"),
     ],
 )
 def test_wrong_defaults_are_named(tmp_path: Path, data: object, message: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from PIL import Image
@@ -234,6 +234,10 @@ class FakeAsyncEngine:
         """Submissions that still pass before `refusal` is raised."""
         self.failure: tuple[int, FinishReason] | None = None
         """(tokens, reason): a choice ends like this after so many tokens."""
+        self.failing_choices: set[int] | None = None
+        """Those that `failure` ends; None is all."""
+        self.num_cached_tokens = 0
+        """What the outputs of first choices say; the others share its whole prompt."""
         self.submissions: list[Submission] = []
         self.aborted: list[str] = []
         self.abort_reasons: list[FinishReason] = []
@@ -296,9 +300,10 @@ class FakeAsyncEngine:
         names = [name if n == 1 else f"{name}-{index}" for index in range(n)]
         whole = [self.answer(params, index) for index in range(n)]
         answers = [answer[: params.max_tokens] for answer in whole]
+        ended: set[int] = set()
         for step in range(max(map(len, answers)) + 1):
             for index, answer in enumerate(answers):
-                if step > len(answer) or names[index] in self.aborted:
+                if index in ended or names[index] in self.aborted:
                     continue
                 if self.gate is not None:
                     await self.gate.acquire()
@@ -307,10 +312,14 @@ class FakeAsyncEngine:
                 if step == len(answer):
                     is_cut = len(answer) < len(whole[index])
                     reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
-                if self.failure is not None and step >= self.failure[0]:
+                fails = self.failing_choices is None or index in self.failing_choices
+                if fails and self.failure is not None and step >= self.failure[0]:
                     tokens, reason = (), self.failure[1]
                 output = self._output(names[index], tokens, submission.prompt, params, step, reason)
-                yield ChoiceOutput(index, output)
+                cached = len(submission.prompt.token_ids) if index else self.num_cached_tokens
+                yield ChoiceOutput(index, replace(output, num_cached_tokens=cached))
+                if reason is not None:
+                    ended.add(index)
 
     def _output(
         self,
@@ -322,7 +331,8 @@ class FakeAsyncEngine:
         reason: FinishReason | None,
     ) -> TokenOutput:
         prompt_logprobs = logprobs = None
-        if params.prompt_logprobs is not None and step == 0:
+        is_scored = step == 0 and reason is not FinishReason.TIMEOUT
+        if params.prompt_logprobs is not None and is_scored:
             ids = prompt.token_ids[1:]
             prompt_logprobs = tuple(logprob(i, params.prompt_logprobs) for i in ids)
         if params.logprobs is not None:

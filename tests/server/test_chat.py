@@ -13,6 +13,7 @@ from PIL import Image
 from momaserve.config import RoutingPolicy
 from momaserve.models.generation import GenerationDefaults
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
+from momaserve_server.schemas_common import IgnoredFields, SamplingFields
 from tests.server.asgi import chat_body, data_of, http, joined
 from tests.server.fake_engine import (
     BEGIN,
@@ -78,7 +79,7 @@ async def test_text_is_a_string() -> None:
         "prompt_tokens": 4,  # bos h i sep
         "completion_tokens": len(byte_ids(f"{TEXT}5")),
         "total_tokens": 4 + len(byte_ids(f"{TEXT}5")),
-        "prompt_tokens_details": {"image_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0},
         "completion_tokens_details": {"image_tokens": 0},
     }
 
@@ -132,6 +133,17 @@ async def test_usage_comes_last_when_asked_for() -> None:
     assert usage["choices"] == []
     assert usage["usage"] == whole["usage"]
     assert all(chunk["usage"] is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cached_tokens_are_those_of_the_first_choice(stream: bool) -> None:
+    fake = FakeAsyncEngine()
+    fake.num_cached_tokens = 3  # the other choices share the prompt of the first
+    if stream:
+        *_, last, _done = await ask_stream(fake, n=2, stream_options={"include_usage": True})
+    else:
+        last = await ask(fake, n=2)
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 3, "image_tokens": 0}
 
 
 async def test_growing_picture_has_at_least_four_events_the_whole_one_last() -> None:
@@ -252,12 +264,15 @@ async def test_text_held_back_for_a_stop_string_comes_out_at_the_end() -> None:
 
 async def test_defaults_are_the_checkpoints() -> None:
     defaults = GenerationDefaults(
-        text=Distribution(temperature=0.7, top_k=9), image=Distribution(top_p=0.9)
+        text=Distribution(temperature=0.7, top_k=9),
+        image=Distribution(top_p=0.9),
+        guidance_scale=2.5,
     )
     fake = FakeAsyncEngine(engine=replace(FakeEngine(), defaults=defaults))
     params = await params_of(fake)
     assert (params.text, params.image) == (defaults.text, defaults.image)
-    assert params == SamplingParams(text=defaults.text, image=defaults.image)
+    assert params == SamplingParams(text=defaults.text, image=defaults.image, guidance_scale=2.5)
+    assert (await params_of(modalities=["image"], guidance_scale=1)).guidance_scale == 1.0
 
 
 async def test_every_field_reaches_the_engine() -> None:
@@ -279,6 +294,14 @@ async def test_every_field_reaches_the_engine() -> None:
         logprobs=True,
         top_logprobs=3,
         logit_bias={"12": -5},
+        guidance_scale=3,
+        min_tokens=2,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        priority=-3,
+        cache_salt="mine",
+        timeout_s=1.5,
         routing="calibrated",
         prompt_routing="expert_choice",
     )
@@ -294,6 +317,14 @@ async def test_every_field_reaches_the_engine() -> None:
         ignore_eos=True,
         logprobs=3,
         logit_bias={12: -5.0},
+        guidance_scale=3.0,
+        min_tokens=2,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        priority=-3,
+        cache_salt="mine",
+        timeout_s=1.5,
         routing=RoutingPolicy.CALIBRATED,
         prompt_routing=RoutingPolicy.EXPERT_CHOICE,
     )
@@ -327,5 +358,6 @@ async def test_modalities(modalities: list[str] | None, mode: OutputMode) -> Non
 
 
 async def test_null_means_left_out() -> None:
-    fields = dict.fromkeys(("temperature", "n", "stop", "logprobs", "max_tokens", "stream"))
+    names = {*SamplingFields.model_fields} - {*IgnoredFields.model_fields, "model"}
+    fields = dict.fromkeys((*names, "logprobs", "top_logprobs", "max_completion_tokens"))
     assert await params_of(**fields) == SamplingParams()

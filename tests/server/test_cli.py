@@ -17,8 +17,9 @@ from momaserve.demo import CHECKPOINT
 from momaserve.engine import Engine
 from momaserve.errors import CheckpointError, ConfigError, PromptError
 from momaserve.llm import ChoiceResult, RequestResult
+from momaserve.models.generation import GenerationDefaults
 from momaserve.outputs import FinishReason
-from momaserve.sampling import OutputMode, SamplingParams
+from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve_server import cli, generate
 from momaserve_server.cli_options import (
     SERVE_OPTIONS,
@@ -79,6 +80,12 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["generate"],
         ["generate", "--prompt", "x", "--n", "0"],
         ["generate", "--prompt", "x", "--mode", "song"],
+        ["generate", "--prompt", "x", "--guidance-scale", "21"],
+        ["generate", "--prompt", "x", "--repetition-penalty", "0"],
+        ["generate", "--prompt", "x", "--presence-penalty", "2.5"],
+        ["generate", "--prompt", "x", "--frequency-penalty", "nan"],
+        ["generate", "--prompt", "x", "--min-tokens", "3", "--max-tokens", "2"],
+        ["serve", "--no-prefix-caching=now"],
     ],
 )
 def test_bad_usage_is_exit_code_2_in_one_line(
@@ -137,13 +144,14 @@ def test_every_engine_setting_has_an_option() -> None:
 
 
 def test_options_reach_the_configuration() -> None:
-    engine = "--dtype float32 --threads 1 --block-size 8 --max-num-requests 3"
+    engine = "--dtype float32 --threads 1 --block-size 8 --max-num-requests 3 --plan-ahead off"
     routing = "--routing calibrated --prompt-routing expert_choice"
     server = "--host ::1 --port 0 --drain-timeout 1.5 --served-model-name m"
     args = parse_serve(f"{engine} {routing} {server}".split())
     assert engine_config(args) == EngineConfig(
         dtype="float32",
         threads=1,
+        plan_ahead=False,
         routing=RoutingPolicy.CALIBRATED,
         prompt_routing=RoutingPolicy.EXPERT_CHOICE,
         cache=CacheConfig(block_size=8),
@@ -164,7 +172,32 @@ def test_environment_gives_defaults_and_the_command_line_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MOMASERVE_PORT", "eight"), ("MOMASERVE_DTYPE", "int4")]
+    ("words", "environment", "expected"),
+    [
+        ([], {}, True),
+        (["--no-prefix-caching"], {}, False),
+        ([], {"MOMASERVE_NO_PREFIX_CACHING": "1"}, False),
+        ([], {"MOMASERVE_NO_PREFIX_CACHING": "True"}, False),
+        ([], {"MOMASERVE_NO_PREFIX_CACHING": "0"}, True),
+        ([], {"MOMASERVE_NO_PREFIX_CACHING": "no"}, True),
+        ([], {"MOMASERVE_NO_PREFIX_CACHING": ""}, True),
+        (["--no-prefix-caching"], {"MOMASERVE_NO_PREFIX_CACHING": "0"}, False),
+    ],
+)
+def test_prefix_caching_can_be_switched_off(
+    words: list[str], environment: dict[str, str], expected: bool
+) -> None:
+    config = engine_config(parse_serve(words, environment))
+    assert config.cache == CacheConfig(prefix_caching=expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MOMASERVE_PORT", "eight"),
+        ("MOMASERVE_DTYPE", "int4"),
+        ("MOMASERVE_NO_PREFIX_CACHING", "maybe"),
+    ],
 )
 def test_bad_environment_is_bad_usage_by_name(
     name: str, value: str, capsys: pytest.CaptureFixture[str]
@@ -204,9 +237,12 @@ class FakeLLM:
         return [RequestResult(prompt_token_ids=(0,), choices=choices)]
 
 
-def generate_with(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def generate_with(
+    monkeypatch: pytest.MonkeyPatch, *words: str, defaults: GenerationDefaults | None = None
+) -> int:
+    engine = FakeEngine(defaults=defaults or GenerationDefaults())
     monkeypatch.setattr(generate, "LLM", FakeLLM)
-    monkeypatch.setattr(Engine, "load", lambda checkpoint, config: FakeEngine())
+    monkeypatch.setattr(Engine, "load", lambda checkpoint, config: engine)
     return cli.main(["generate", *words])
 
 
@@ -217,6 +253,9 @@ def test_generate_prints_text_and_writes_pictures(
     out = tmp_path / "out.png"
     words = ["--prompt", "apple", "--image", str(tmp_path / "in.png"), "--mode", "interleaved"]
     words += ["--seed", "4", "--n", "2", "--temperature", "0.5", "--image-top-k", "3"]
+    words += ["--guidance-scale", "3", "--min-tokens", "2", "--max-tokens", "90"]
+    words += ["--repetition-penalty", "1.5", "--presence-penalty", "-1"]
+    words += ["--frequency-penalty", "0.5"]
     assert generate_with(monkeypatch, *words, "--out", str(out)) == 0
     shown = capsys.readouterr()
     assert shown.out == "an apple\nan apple\n"
@@ -227,6 +266,15 @@ def test_generate_prints_text_and_writes_pictures(
     assert prompt[1] == "apple"
     assert (params.mode, params.seed, params.n) == (OutputMode.INTERLEAVED, 4, 2)
     assert (params.text.temperature, params.image.top_k) == (0.5, 3)
+    assert (params.guidance_scale, params.min_tokens, params.max_tokens) == (3.0, 2, 90)
+    assert (params.repetition_penalty, params.presence_penalty) == (1.5, -1.0)
+    assert params.frequency_penalty == 0.5
+
+
+def test_generate_takes_the_checkpoints_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = GenerationDefaults(image=Distribution(top_k=7), guidance_scale=2.5)
+    assert generate_with(monkeypatch, "--prompt", "apple", defaults=defaults) == 0
+    assert FakeLLM.asked[1] == SamplingParams(image=Distribution(top_k=7), guidance_scale=2.5)
 
 
 def test_generate_fails_when_the_engine_does(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from momaserve.errors import PromptError
+from momaserve.sampling import SamplingParams
 from tests.server.asgi import data_of, http, joined
 from tests.server.fake_engine import (
     BEGIN,
@@ -57,7 +58,7 @@ async def test_token_ids_are_used_as_they_stand() -> None:
     reply = await complete(fake, prompt=ids)
     assert fake.submissions[0].prompt.token_ids == tuple(ids)
     assert reply["usage"]["prompt_tokens"] == len(ids)
-    assert reply["usage"]["prompt_tokens_details"] == {"image_tokens": 4}
+    assert reply["usage"]["prompt_tokens_details"] == {"cached_tokens": 0, "image_tokens": 4}
 
 
 async def test_default_length_is_openais() -> None:
@@ -90,6 +91,28 @@ async def test_several_prompts_and_choices_are_numbered() -> None:
     assert [c["text"] for c in reply["choices"]] == [f"{TEXT}1", f"{TEXT}2"] * 2
     assert reply["usage"]["prompt_tokens"] == 3 + 4
     assert len({s.request_id for s in fake.submissions}) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cached_tokens_are_summed_over_prompts(stream: bool) -> None:
+    fake = FakeAsyncEngine()
+    fake.num_cached_tokens = 2
+    body: dict[str, Any] = {"prompt": ["a", "bc"], "n": 2, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    async with http(fake) as client:
+        response = await client.post(COMPLETIONS, json=body)
+    usage = (data_of(response.text)[-2] if stream else response.json())["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 4, "image_tokens": 0}
+
+
+async def test_sampling_fields_reach_the_engine() -> None:
+    fake = FakeAsyncEngine()
+    fields: dict[str, Any] = {"min_tokens": 2, "presence_penalty": 2, "timeout_s": 1, "priority": 1}
+    fields |= {"repetition_penalty": 1.2, "frequency_penalty": -1, "cache_salt": "a"}
+    fields |= {"guidance_scale": 0, "max_tokens": 5, "n": 2, "seed": 3}
+    await complete(fake, prompt="ab", **fields)
+    assert fake.submissions[0].params == SamplingParams(**fields)
 
 
 async def test_one_bad_prompt_takes_all_back() -> None:

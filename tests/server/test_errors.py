@@ -18,6 +18,7 @@ from momaserve.errors import (
 )
 from momaserve_server import errors as server_errors
 from momaserve_server.errors import ERROR_TABLE, wire_error
+from momaserve_server.schemas_common import GenerationFields
 from tests.server.asgi import Call, chat_body, http, make_app
 from tests.server.fake_engine import FakeAsyncEngine
 
@@ -191,17 +192,39 @@ async def test_served_model_name_replaces_the_checkpoints() -> None:
         ("image_temperature", -1, "image_temperature"),
         ("image_top_k", -1, "image_top_k"),
         ("image_top_p", 1.5, "image_top_p"),
+        ("guidance_scale", 20.5, "between 0 and 20, got 20.5"),
+        ("min_tokens", -1, "at least 0, got -1"),
+        ("repetition_penalty", 0, "above 0 and at most 10, got 0"),
+        ("presence_penalty", 2.1, "between -2 and 2, got 2.1"),
+        ("frequency_penalty", -2.1, "between -2 and 2, got -2.1"),
+        ("priority", 10**7, "between -1000000 and 1000000, got 10000000"),
+        ("cache_salt", "", "1 to 256 characters, got 0"),
+        ("timeout_s", 0, "above 0 and at most 86400, got 0"),
     ],
 )
 async def test_impossible_sampling_values_name_value_and_limit(
     field: str, value: Any, words: str
 ) -> None:
+    bodies = {"/v1/chat/completions": chat_body(), "/v1/completions": {"prompt": "x"}}
+    if field in GenerationFields.model_fields:
+        bodies["/v1/images/generations"] = {"prompt": "x"}
     async with http() as client:
-        response = await client.post("/v1/chat/completions", json=chat_body(**{field: value}))
+        for path, body in bodies.items():
+            response = await client.post(path, json=body | {field: value})
+            assert response.status_code == 400
+            error = error_of(response.json())
+            assert error["param"] == field
+            assert words in error["message"]
+
+
+async def test_min_tokens_above_max_tokens() -> None:
+    body = chat_body(min_tokens=4, max_tokens=3)
+    async with http() as client:
+        response = await client.post("/v1/chat/completions", json=body)
     assert response.status_code == 400
     error = error_of(response.json())
-    assert error["param"] == field
-    assert words in error["message"]
+    assert error["param"] == "min_tokens"
+    assert error["message"] == "min_tokens must be at most max_tokens 3, got 4"
 
 
 @pytest.mark.parametrize(("declared", "num_received"), [(180, 3), (201, 0)])
@@ -236,10 +259,10 @@ async def test_values_that_change_nothing_are_taken() -> None:
         chat = await client.post("/v1/chat/completions", json=chat_body(**neutral, top_k=-1))
         body = {"prompt": "hi", "best_of": 1, "suffix": None, **neutral}
         completion = await client.post("/v1/completions", json=body)
-        refused = await client.post("/v1/completions", json={**body, "presence_penalty": 0.5})
+        refused = await client.post("/v1/completions", json={**body, "best_of": 2})
     assert (chat.status_code, completion.status_code) == (200, 200)
     assert refused.status_code == 400
-    assert "penalties are not supported yet, got 0.5" in error_of(refused.json())["message"]
+    assert "ask for n choices instead, got 2" in error_of(refused.json())["message"]
 
 
 async def test_body_of_exactly_the_limit_is_read() -> None:

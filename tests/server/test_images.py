@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from momaserve.sampling import OutputMode
+from momaserve.config import RoutingPolicy
+from momaserve.models.generation import GenerationDefaults
+from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve_server.pictures import PartialSchedule, partial_marks
 from tests.server.asgi import data_of, http
-from tests.server.fake_engine import BOS, SEP, FakeAsyncEngine, byte_ids
+from tests.server.fake_engine import BOS, SEP, FakeAsyncEngine, FakeEngine, byte_ids
 
 pytestmark = pytest.mark.anyio
 IMAGES = "/v1/images/generations"
@@ -42,11 +45,66 @@ async def test_pictures_are_png_in_base64() -> None:
         "input_tokens": 4,
         "output_tokens": 8,
         "total_tokens": 12,
-        "input_tokens_details": {"text_tokens": 4, "image_tokens": 0},
+        "input_tokens_details": {"text_tokens": 4, "image_tokens": 0, "cached_tokens": 0},
     }
     submission = fake.submissions[0]
     assert submission.prompt.token_ids == (BOS, *byte_ids("ab"), SEP)
     assert submission.params.mode is OutputMode.IMAGE
+
+
+async def test_every_field_reaches_the_engine() -> None:
+    fake = FakeAsyncEngine()
+    await draw(
+        fake,
+        n=2,
+        seed=3,
+        image_temperature=2,
+        image_top_k=5,
+        image_top_p=0.8,
+        guidance_scale=3,
+        min_tokens=2,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        priority=-3,
+        cache_salt="mine",
+        timeout_s=1.5,
+        routing="calibrated",
+        prompt_routing="causal",
+    )
+    assert fake.submissions[0].params == SamplingParams(
+        mode=OutputMode.IMAGE,
+        n=2,
+        seed=3,
+        image=Distribution(temperature=2.0, top_k=5, top_p=0.8),
+        guidance_scale=3.0,
+        min_tokens=2,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        priority=-3,
+        cache_salt="mine",
+        timeout_s=1.5,
+        routing=RoutingPolicy.CALIBRATED,
+        prompt_routing=RoutingPolicy.CAUSAL,
+    )
+
+
+async def test_guidance_is_the_checkpoints_unless_asked_for() -> None:
+    defaults = GenerationDefaults(guidance_scale=2.5)
+    fake = FakeAsyncEngine(engine=replace(FakeEngine(), defaults=defaults))
+    await draw(fake)
+    await draw(fake, guidance_scale=1)
+    assert [s.params.guidance_scale for s in fake.submissions] == [2.5, 1.0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cached_tokens_are_in_the_usage(stream: bool) -> None:
+    fake = FakeAsyncEngine()
+    fake.num_cached_tokens = 3
+    response = await draw(fake, n=2, stream=stream)
+    replies = data_of(response.text) if stream else [response.json()]
+    assert all(r["usage"]["input_tokens_details"]["cached_tokens"] == 3 for r in replies)
 
 
 @pytest.mark.parametrize(("partial_images", "num_partial"), [(None, 0), (0, 0), (2, 2), (3, 3)])

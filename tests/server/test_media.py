@@ -45,7 +45,7 @@ async def test_picture_becomes_its_codes() -> None:
     ids = fake.submissions[0].prompt.token_ids
     assert ids[1:7] == (BEGIN, *code_ids(10, 10, 10, 10), END)
     usage = response.json()["usage"]
-    assert usage["prompt_tokens_details"] == {"image_tokens": 4}
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0, "image_tokens": 4}
 
 
 async def test_assistant_pictures_come_back_in_a_conversation() -> None:
@@ -57,7 +57,10 @@ async def test_assistant_pictures_come_back_in_a_conversation() -> None:
         again = ask(data_url(png()))["messages"]
         response = await client.post("/v1/chat/completions", json={"messages": [*again, message]})
     assert response.status_code == 200
-    assert response.json()["usage"]["prompt_tokens_details"] == {"image_tokens": 8}
+    assert response.json()["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": 0,
+        "image_tokens": 8,
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ NAMES = {
     "requests_rejected",
     "requests_aborted",
     "images_generated",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "num_preemptions",
     "time_to_first_token_seconds",
     "inter_token_latency_seconds",
     "request_time_per_output_token_seconds",
@@ -51,6 +54,9 @@ STEP = StepStats(
     generated_text_tokens=1,
     generated_image_tokens=2,
     images=1,
+    num_preemptions=3,
+    prefix_cache_queries=9,
+    prefix_cache_hits=4,
     step_s=0.02,
     first_token_latencies_s=(0.3,),
     inter_token_latencies_s=(0.004, 0.006),
@@ -107,6 +113,9 @@ async def test_a_step_counts_exactly() -> None:
         "generation_tokens_total{modality=text}": 2,
         "generation_tokens_total{modality=image}": 4,
         "images_generated_total": 2,
+        "prefix_cache_queries_total": 18,
+        "prefix_cache_hits_total": 8,
+        "num_preemptions_total": 6,
         "step_seconds_count": 2,
         "step_seconds_sum": 0.04,
         "iteration_tokens_sum": 24,
@@ -159,6 +168,31 @@ async def test_finished_requests_count_exactly() -> None:
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert not any("abort" in name for name in found)  # the server counts those
+
+
+async def test_timeouts_count_as_finished_and_those_never_begun_have_no_prefill_time() -> None:
+    metrics = ServerMetrics()
+    metrics.on_finished(request_stats(FinishReason.TIMEOUT))
+    metrics.on_finished(
+        request_stats(
+            FinishReason.TIMEOUT,
+            num_generated_tokens=0,
+            time_per_output_token_s=None,
+            prefill_s=0.0,
+            decode_s=0.0,
+            image_latencies_s=(),
+        )
+    )
+    found = samples(metrics)
+    expected = {
+        "request_success_total{finished_reason=timeout}": 2,
+        "e2e_request_latency_seconds_count": 2,
+        "request_queue_time_seconds_count": 2,
+        "request_prefill_time_seconds_count": 1,
+        "request_decode_time_seconds_count": 1,
+        "request_generation_tokens_sum": 70,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 async def test_rejections_are_counted_by_reason() -> None:

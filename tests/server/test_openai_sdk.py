@@ -38,6 +38,8 @@ def test_chat(client: OpenAI) -> None:
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage is not None
     assert reply.usage.completion_tokens == len(byte_ids(f"{TEXT}5"))
+    assert reply.usage.prompt_tokens_details is not None
+    assert reply.usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_chat_with_logprobs(client: OpenAI) -> None:
@@ -169,6 +171,26 @@ def test_errors_arrive_as_the_sdks_own(client: OpenAI, running: Live) -> None:
     finally:
         running.fake.refusal = None
     assert full.value.code == "queue_full"
+
+
+def test_a_passed_deadline_is_not_tried_again() -> None:
+    """The SDK retries a 408 by itself: the same work, for the same end."""
+    fake = FakeAsyncEngine()
+    fake.failure = (0, FinishReason.TIMEOUT)
+    with live(fake) as started, OpenAI(base_url=started.url + "/v1", api_key="x") as client:
+        assert client.max_retries > 0
+        with pytest.raises(openai.APIStatusError) as late:
+            client.chat.completions.create(
+                model="fake",
+                messages=[{"role": "user", "content": "hi"}],
+                extra_body={"timeout_s": 0.5},
+            )
+    assert (late.value.status_code, late.value.code, late.value.param) == (
+        408,
+        "timeout",
+        "timeout_s",
+    )
+    assert len(fake.submissions) == 1
 
 
 def test_error_in_a_stream_is_raised() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from momaserve.outputs import FinishReason
-from momaserve.sampling import OutputMode
+from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from tests.browser import CHROMIUM, FLAGS, NEEDS_BROWSER
 from tests.server.fake_engine import (
     BEGIN,
@@ -91,6 +91,24 @@ def test_text_is_shown_with_its_speed(page: Page) -> None:
     expect(card.locator("footer")).to_contain_text(f"{len(byte_ids(f'{TEXT}5'))} tokens")
     expect(card.locator("footer")).to_contain_text("tokens/s")
     expect(page.locator("#announcer")).to_have_text(f"{TEXT}5")
+
+
+def test_settings_are_sent_only_when_they_are_set(page: Page, running: Live) -> None:
+    running.fake.num_cached_tokens = 3
+    card = ask(page, "plain", "Picture")
+    expect(card.locator("footer")).to_contain_text("3 prompt tokens cached")
+    page.locator("summary").click()
+    page.get_by_label("Seed").fill("5")
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_label("Picture guidance").fill("2.5")
+    page.get_by_label("Longest answer").fill("90")
+    expect(ask(page, "set", "Picture").locator("figure img")).to_be_visible()
+    mode = OutputMode.IMAGE
+    half = Distribution(temperature=0.5)
+    assert [submission.params for submission in running.fake.submissions] == [
+        SamplingParams(mode=mode),
+        SamplingParams(mode=mode, seed=5, text=half, image=half, guidance_scale=2.5, max_tokens=90),
+    ]
 
 
 def test_picture_grows_and_becomes_whole(page: Page, running: Live) -> None:
@@ -263,5 +281,6 @@ def test_model_without_pictures_offers_text_only(browser: Browser) -> None:
         expect(page.locator("#mode-image")).to_be_disabled()
         expect(page.locator("#mode-both")).to_be_disabled()
         expect(page.get_by_role("button", name="Attach picture")).to_be_disabled()
+        expect(page.locator("#guidance")).to_be_disabled()
         expect(page.locator("#mode-text")).to_be_checked()
         page.close()

@@ -36,7 +36,7 @@ async function describeModel() {
 
 function offerOnly(model) {
   if (model.image?.size) return;
-  for (const id of ["mode-image", "mode-both", "attach"]) {
+  for (const id of ["mode-image", "mode-both", "attach", "guidance"]) {
     element(id).disabled = true;
     element(id).title = "This model knows no pictures.";
   }
@@ -101,12 +101,14 @@ function requestBody() {
   };
   const seed = element("seed").value;
   const temperature = element("temperature").value;
+  const guidance = element("guidance").value;
   const maxTokens = element("max-tokens").value;
   if (seed !== "") body.seed = Number(seed);
   if (temperature !== "") {
     body.temperature = Number(temperature);
     body.image_temperature = Number(temperature);
   }
+  if (guidance !== "") body.guidance_scale = Number(guidance);
   if (maxTokens !== "") body.max_tokens = Number(maxTokens);
   return body;
 }
@@ -174,6 +176,7 @@ class Card {
     this.pictures = new Map();
     this.words = null;
     this.numTokens = 0;
+    this.numCached = 0;
     this.sentAt = performance.now();
     this.firstAt = null;
     this.lastAt = null;
@@ -185,6 +188,7 @@ class Card {
   }
 
   take(chunk) {
+    this.numCached = chunk.usage?.prompt_tokens_details?.cached_tokens ?? this.numCached;
     const choice = chunk.choices[0];
     if (!choice) return;
     if (choice.delta.content) this.addText(choice.delta.content);
@@ -233,6 +237,10 @@ class Card {
       facts.push(`${(this.numTokens / seconds).toFixed(0)} tokens/s`);
       facts.push(`first after ${(this.firstAt - this.sentAt).toFixed(0)} ms`);
     }
+    if (this.numCached > 0) {
+      facts.push(`${this.numCached} prompt token${this.numCached === 1 ? "" : "s"} cached`);
+    }
+    if (this.reason === "timeout") facts.push("cut at the time limit");
     if (this.reason === "length") facts.push("cut at the length limit");
     if (this.reason === "stopped") facts.push("stopped");
     this.node.querySelector("footer").textContent = facts.join(" · ");
