@@ -7,6 +7,7 @@ RUN python3 -m venv /opt/momaserve
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY momaserve momaserve
 COPY server server
+COPY benchmarks benchmarks
 RUN /opt/momaserve/bin/pip install --no-cache-dir --constraint constraints.txt .
 
 FROM ${BASE}

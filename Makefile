@@ -36,7 +36,8 @@ check: $(STAMP)  ## Formatting, lint, types, house rules
 	@echo "momaserve: checking format, lint, types and house rules"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy momaserve server/momaserve_server clients/momaserve_client tests
+	$(BIN)/mypy momaserve server/momaserve_server clients/momaserve_client \
+		benchmarks/momaserve_bench tests
 	$(BIN)/python -m tests.house_rules
 
 format: $(STAMP)  ## Format and fix what can be fixed

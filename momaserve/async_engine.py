@@ -1,7 +1,7 @@
 """The engine on its own thread, for servers: submit from an event loop, iterate over outputs.
 
-Only the engine thread touches scheduler, cache and device. What crosses the boundary are
-messages that their sender no longer touches. An idle engine blocks on its inbox and uses no CPU.
+Only the engine thread touches scheduler, cache and device. What crosses to it, and back, are
+immutable messages made of plain values. An idle engine blocks on its inbox and uses no CPU.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from momaserve.errors import (
     RequestError,
 )
 from momaserve.outputs import FinishReason, TokenOutput
-from momaserve.request import Request
+from momaserve.request import Submission
 from momaserve.sampling import SamplingParams
 from momaserve.stats import StatsListener
 from momaserve.tokens.prompt import Prompt
+from momaserve.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +55,8 @@ class EngineSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Submit:
-    requests: tuple[Request, ...]
-    stream: GenerationStream
-
-
-@dataclass(frozen=True, slots=True)
 class _Abort:
-    stream: GenerationStream
-    """Whose choices: by the time the message is read, others may bear their ids."""
-    choice_ids: tuple[str, ...]
+    request_ids: tuple[str, ...]
     reason: FinishReason = FinishReason.ABORT
 
 
@@ -72,7 +65,7 @@ class _AbortAll:
     """Ends every request, those whose submissions lie before it in the inbox included."""
 
 
-_Message = _Submit | _Abort | _AbortAll
+_Message = Submission | _Abort | _AbortAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,7 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
     def __init__(self, engine: AsyncEngine, request_id: str, choice_ids: tuple[str, ...]) -> None:
         self.request_id = request_id
         self.choice_ids = choice_ids
+        """Ids of the choices inside the engine."""
         self._engine = engine
         self._index = {choice_id: index for index, choice_id in enumerate(choice_ids)}
         self._open = set(choice_ids)
@@ -130,7 +124,7 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         running = tuple(choice_id for choice_id in wanted if choice_id in self._open)
         self._open.difference_update(running)
         if running:
-            self._engine._post(_Abort(self, running, reason))
+            self._engine._end_choices(running, reason)
         if not self._open:
             self._queue.put_nowait(None)
 
@@ -168,8 +162,9 @@ class AsyncEngine:
         engine.listener = listener
         self._inbox: queue.SimpleQueue[_Message | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, GenerationStream] = {}
+        """By choice id; whoever changes it holds the lock."""
         self._thread: threading.Thread | None = None
-        self._step_started: float | None = None
+        self._watchdog: Watchdog | None = None
         self._is_dead = False
         self._is_draining = False
         self._idle = threading.Event()
@@ -178,6 +173,7 @@ class AsyncEngine:
 
     def start(self) -> None:
         """Start the engine thread; the engine is ready when this returns."""
+        self._watchdog = Watchdog(STUCK_STEP_S)
         self._thread = threading.Thread(target=self._run, name="momaserve-engine", daemon=True)
         self._thread.start()
 
@@ -186,22 +182,30 @@ class AsyncEngine:
     ) -> GenerationStream:
         """Submit a prompt; returns once it is queued.
 
+        Args:
+            request_id: what `abort` calls it; two that run must not have the same. None makes
+                one up.
+
         Raises:
-            RequestError: the request can never be served.
+            RequestError: the request can never be served, or its id is in use.
             QueueFullError: too much is waiting already.
             DrainingError: the engine takes nothing new.
             EngineDeadError: the engine stopped.
         """
-        name = request_id or uuid.uuid4().hex
+        # Inside the engine it has another one, which was never used and cannot be guessed.
+        own_id = uuid.uuid4().hex
         try:
             self._require_alive()
-            requests = tuple(self.engine.make_requests(prompt, params, name))
-            stream = GenerationStream(self, name, tuple(r.request_id for r in requests))
-            self._post(_Submit(requests, stream))
+            submission = self.engine.make_submission(prompt, params, own_id)
+            stream = GenerationStream(self, request_id or own_id, submission.request_ids)
+            self._register(stream)
             try:
+                self._post(submission)
                 await asyncio.shield(stream._accepted)
-            except asyncio.CancelledError:
-                self._post(_Abort(stream, stream.choice_ids))
+            except BaseException as error:
+                self._unregister(stream.choice_ids)
+                if isinstance(error, asyncio.CancelledError):
+                    self._post(_Abort(stream.choice_ids))
                 raise
         except QueueFullError:
             self._reject("queue_full")
@@ -214,6 +218,24 @@ class AsyncEngine:
             raise
         return stream
 
+    def _register(self, stream: GenerationStream) -> None:
+        with self._lock:
+            if any(other.request_id == stream.request_id for other in self._streams.values()):
+                raise RequestError(
+                    f"request id {stream.request_id!r} is already in use", param="request_id"
+                )
+            self._streams |= dict.fromkeys(stream.choice_ids, stream)
+
+    def _unregister(self, choice_ids: tuple[str, ...]) -> None:
+        with self._lock:
+            for choice_id in choice_ids:
+                self._streams.pop(choice_id, None)
+
+    def _end_choices(self, choice_ids: tuple[str, ...], reason: FinishReason) -> None:
+        """End choices that their reader no longer listens to."""
+        self._unregister(choice_ids)
+        self._post(_Abort(choice_ids, reason))
+
     def _reject(self, reason: str) -> None:
         if self.listener is not None:
             self.listener.on_rejected(reason)
@@ -224,10 +246,11 @@ class AsyncEngine:
         Returns:
             False when nothing of it is running or waiting.
         """
-        streams = {s for s in list(self._streams.values()) if s.request_id == request_id}
-        for stream in streams:
-            self._post(_Abort(stream, stream.choice_ids))
-        return bool(streams)
+        with self._lock:
+            choice_ids = tuple(c for c, s in self._streams.items() if s.request_id == request_id)
+        if choice_ids:
+            self._post(_Abort(choice_ids))
+        return bool(choice_ids)
 
     def snapshot(self) -> EngineSnapshot:
         """The load as it stands; numbers may be one step old."""
@@ -239,10 +262,9 @@ class AsyncEngine:
     @property
     def is_healthy(self) -> bool:
         """Whether the engine makes progress: its thread lives and no step is stuck."""
-        if self._thread is None or self._is_dead:
+        if self._thread is None or self._is_dead or self._watchdog is None:
             return False
-        started = self._step_started
-        return started is None or time.monotonic() - started < STUCK_STEP_S
+        return not self._watchdog.is_stuck
 
     @property
     def is_draining(self) -> bool:
@@ -270,6 +292,8 @@ class AsyncEngine:
         if self._thread is not None and self._thread.is_alive():
             self._inbox.put(_Stop())
             self._thread.join()
+        if self._watchdog is not None:
+            self._watchdog.close()
         self._is_dead = True
 
     def _require_alive(self) -> None:
@@ -281,11 +305,11 @@ class AsyncEngine:
     def _post(self, message: _Message) -> None:
         """Hand a message to the engine thread."""
         with self._lock:
-            if isinstance(message, _Submit) and self._is_draining:
+            if isinstance(message, Submission) and self._is_draining:
                 raise DrainingError(_DRAINING)
             # A message posted after the thread ended would never be answered.
             if self._is_dead:
-                if isinstance(message, _Submit):
+                if isinstance(message, Submission):
                     raise EngineDeadError("the engine has stopped")
                 return
             self._idle.clear()
@@ -304,15 +328,14 @@ class AsyncEngine:
             with self._lock:
                 self._is_dead = True
                 self._idle.set()
-            for stream in set(self._streams.values()):
+                streams = set(self._streams.values())
+                self._streams.clear()
+            for stream in streams:
                 _call(stream, lambda s=stream: s._break(error))  # type: ignore[misc]
-            self._streams.clear()
-            while not self._inbox.empty():
-                message = self._inbox.get()
-                if isinstance(message, _Submit):
-                    _call(message.stream, lambda s=message.stream: s._break(error))  # type: ignore[misc]
 
     def _loop(self) -> None:
+        watchdog = self._watchdog
+        assert watchdog is not None
         while True:
             while not self.engine.has_work or not self._inbox.empty():
                 if not self.engine.has_work and self._inbox.empty():
@@ -323,51 +346,51 @@ class AsyncEngine:
                 if isinstance(message, _Stop):
                     return
                 self._handle(message)
-            self._step_started = time.monotonic()
+            watchdog.step_starts()
             outputs = self.engine.step()
-            self._step_started = None
+            watchdog.step_ends()
             self._deliver(outputs)
 
     def _handle(self, message: _Message) -> None:
-        if isinstance(message, _AbortAll):
-            for choice_id in list(self._streams):
-                self._end(choice_id, FinishReason.ABORT)
-            return
-        if isinstance(message, _Abort):
-            for choice_id in message.choice_ids:
-                if self._streams.get(choice_id) is message.stream:
-                    self._end(choice_id, message.reason)
-            return
-        stream = message.stream
-        # Registered first: should `add` fail in a way it must not, the stream hears of the end.
-        mine = [c for c in stream.choice_ids if c not in self._streams]
-        self._streams.update(dict.fromkeys(mine, stream))
+        if isinstance(message, Submission):
+            self._take(message)
+        elif isinstance(message, _Abort):
+            self._abort(message.request_ids, message.reason)
+        else:
+            with self._lock:
+                everyone = tuple(self._streams)
+            self._abort(everyone, FinishReason.ABORT)
+
+    def _take(self, submission: Submission) -> None:
         error: MomaserveError | None = None
         try:
-            self.engine.add(message.requests)
+            self.engine.add(submission)
         except MomaserveError as refused:
             error = refused
-            for choice_id in mine:
-                del self._streams[choice_id]
-        _call(stream, lambda: stream._accept(error))
+        with self._lock:
+            stream = self._streams.get(submission.request_ids[0])
+        if stream is not None:
+            _call(stream, lambda: stream._accept(error))
 
-    def _end(self, choice_id: str, reason: FinishReason) -> None:
-        """End a choice that runs. Whoever closed its stream no longer listens; others are told."""
-        self.engine.abort(choice_id, reason)
-        stream = self._streams.pop(choice_id)
-        ended = TokenOutput(request_id=choice_id, token_ids=(), finish_reason=reason)
-        _call(stream, lambda: stream._put(ended))
+    def _abort(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
+        """End choices that run. Whoever closed its stream no longer listens; others are told."""
+        self._deliver([
+            TokenOutput(request_id=request_id, token_ids=(), finish_reason=reason)
+            for request_id in request_ids
+            if self.engine.abort(request_id, reason)
+        ])  # fmt: skip
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         """Hand a step's outputs over, with one wake-up per event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[GenerationStream, TokenOutput]]] = {}
-        for output in outputs:
-            stream = self._streams.get(output.request_id)
-            if stream is None:
-                continue
-            if output.finish_reason is not None:
-                del self._streams[output.request_id]
-            by_loop.setdefault(stream._loop, []).append((stream, output))
+        with self._lock:
+            for output in outputs:
+                stream = self._streams.get(output.request_id)
+                if stream is None:
+                    continue
+                if output.finish_reason is not None:
+                    del self._streams[output.request_id]
+                by_loop.setdefault(stream._loop, []).append((stream, output))
         for pairs in by_loop.values():
             _call(pairs[0][0], lambda pairs=pairs: _put_all(pairs))  # type: ignore[misc]
 

@@ -38,6 +38,8 @@ class CacheConfig:
     kv_cache_bytes: int | None = None
     """Bytes for all blocks; None gives every running request room for a whole context, up to
     1 GiB or one whole context, whichever is more."""
+    prefix_caching: bool = True
+    """Whether requests that begin alike share what is computed."""
 
     def __post_init__(self) -> None:
         size = self.block_size
@@ -55,7 +57,7 @@ class SchedulerConfig:
     """How many requests and tokens the engine takes on at once."""
 
     max_num_requests: int = 32
-    """Requests that run at the same time; more wait."""
+    """Requests that run at the same time, those with guidance counted twice; more wait."""
     max_num_step_tokens: int = 1024
     """New tokens computed in one step, all requests together."""
     max_queued_requests: int = 256
@@ -85,6 +87,9 @@ class EngineConfig:
     """Any policy but expert choice, which needs a whole prompt to choose from."""
     prompt_routing: RoutingPolicy | None = None
     """Policy of prompt tokens; None is the same as `routing`."""
+    plan_ahead: bool | None = None
+    """Whether a step is planned and started before the one in flight is known; None does so on
+    devices that run beside the host."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 

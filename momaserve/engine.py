@@ -1,54 +1,53 @@
 """The engine: takes requests, plans and runs steps, gives out tokens. Knows no HTTP, no thread.
 
-One thread owns an engine (`AsyncEngine` or `LLM`). `make_requests` alone may be called from any
+One thread owns an engine (`AsyncEngine` or `LLM`). `make_submission` alone may be called from any
 thread: it only reads what never changes.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from momaserve.config import EngineConfig, RoutingPolicy
-from momaserve.core.plan import PlannedRequest, StepPlan
+from momaserve.core.block_key import root_key
+from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.scheduler import Scheduler
+from momaserve.course import Course, Tally
 from momaserve.errors import CheckpointError, ConfigError, PromptError, RequestError, SamplingError
 from momaserve.loading import ModelParts, load_model_parts
 from momaserve.models.config import ModelConfig
-from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
-from momaserve.request import Request
+from momaserve.outputs import FinishReason, TokenOutput
+from momaserve.request import Request, Submission, TokenSequence
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
-from momaserve.runner.runner import Runner, StepResult
-from momaserve.runner.sampler import Sampler, SampleRow
+from momaserve.runner.runner import Runner, RunningStep, StepResult
+from momaserve.runner.sampler import Sampler
 from momaserve.sampling import OutputMode, SamplingParams
-from momaserve.stats import RequestStats, StatsListener, StepStats
+from momaserve.stats import StatsListener, StepStats
 from momaserve.tokens.grammar import GrammarState
 from momaserve.tokens.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Live:
-    """What the engine knows of a request besides its tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flight:
+    """A step that was planned and started, and is not settled yet."""
 
-    state: GrammarState
-    unsent: list[int]
-    """Forced tokens that no output has carried yet."""
-    bias: tuple[tuple[int, float], ...]
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    has_output: bool = False
-    scheduled_at: float | None = None
-    first_token_at: float | None = None
-    last_token_at: float | None = None
-    image_started_at: float | None = None
-    image_latencies_s: list[float] = field(default_factory=list)
+    plan: StepPlan
+    courses: dict[str, Course]
+    """Of every request in it."""
+    running: RunningStep | Exception
+    """What went wrong when it was to be started, or the step."""
+    started: float
 
 
 class Engine:
@@ -94,14 +93,18 @@ class Engine:
             device=device,
         )
         self.scheduler = Scheduler(
-            config.scheduler, num_blocks=num_blocks, block_size=config.cache.block_size
+            config.scheduler,
+            num_blocks=num_blocks,
+            block_size=config.cache.block_size,
+            prefix_caching=config.cache.prefix_caching,
         )
         self._runner = Runner(model, storage, Sampler(parts.processor.spec, device))
-        controls = parts.processor.spec.unsampled_text_ids | {model.config.eos_token_id}
-        num_text = model.config.vocab_size - len(parts.processor.spec.image_ids)
-        self._has_words = num_text > len(controls)
+        # With a device of its own, the next step is planned while this one runs.
+        self._plans_ahead = device.type != "cpu" if config.plan_ahead is None else config.plan_ahead
         self._clock = clock
-        self._live: dict[str, _Live] = {}
+        self._courses: dict[str, Course] = {}
+        self._flights: deque[_Flight] = deque()
+        self._deadlines: list[tuple[float, str]] = []
         self.listener: StatsListener | None = None
 
     @classmethod
@@ -127,10 +130,10 @@ class Engine:
 
     # --- taking requests -------------------------------------------------------------------
 
-    def make_requests(
+    def make_submission(
         self, prompt: Prompt, params: SamplingParams, request_id: str
-    ) -> list[Request]:
-        """The `n` requests of a submission, checked against model and limits.
+    ) -> Submission:
+        """A prompt with its sampling, checked against model and limits.
 
         Raises:
             PromptError: the prompt leaves no room or can never be computed.
@@ -145,47 +148,114 @@ class Engine:
                 f"at most {self.max_model_len}",
                 param="prompt",
             )
+        state = self.processor.grammar.scan(prompt.token_ids)
+        num_companions = self._num_companions(params, state)
         if params.max_tokens is None:
-            num_output = max(1, min(room, self._cache_tokens - num_prompt))
+            blocks = self.scheduler.kv_cache.blocks_for
+            size = self.config.cache.block_size
+            taken = num_companions * blocks(self.processor.spec.num_image_span_tokens) * size
+            num_output = max(1, min(room, self._cache_tokens - taken - num_prompt))
         else:
             num_output = min(params.max_tokens, room)
-        state = self.processor.grammar.scan(prompt.token_ids)
         self.processor.grammar.check_room(state, params.mode, num_output)
         self._check_token_ids(params)
-        if params.ignore_eos and params.mode is not OutputMode.IMAGE and not self._has_words:
-            raise SamplingError(
-                "ignore_eos: this checkpoint's vocabulary has no text token but eos to sample",
-                param="ignore_eos",
-            )
+        self._check_words_left(params)
         routing = params.routing or self.config.routing
         prompt_routing = params.prompt_routing or self.config.prompt_routing or routing
         for policy, name in ((routing, "routing"), (prompt_routing, "prompt_routing")):
             missing = self.model.missing_for(policy)
             if missing is not None:
                 raise RequestError(missing, param=name)
-        self.scheduler.check_fits(
-            num_prompt + num_output,
-            prompt_routing is RoutingPolicy.EXPERT_CHOICE,
-            num_prompt,
+        submission = Submission(
+            request_ids=(
+                (request_id,)
+                if params.n == 1
+                else tuple(f"{request_id}-{index}" for index in range(params.n))
+            ),
+            prompt_token_ids=prompt.token_ids,
+            opening=self.processor.grammar.opening(state, params.mode),
+            params=params,
+            seed=params.seed if params.seed is not None else secrets.randbits(62),
+            routing=routing,
+            prompt_routing=prompt_routing,
+            max_num_tokens=num_prompt + num_output,
+            num_companions=num_companions,
+            arrival_time=self._clock(),
         )
+        self.scheduler.check_fits(self._make_request(submission, 0))
         self.scheduler.check_submission(params.n, params.n * num_prompt)
-        seed = params.seed if params.seed is not None else secrets.randbits(62)
-        opening = self.processor.grammar.opening(state, params.mode)
-        now = self._clock()
-        return [
-            Request(
-                request_id=request_id if params.n == 1 else f"{request_id}-{index}",
-                prompt_token_ids=prompt.token_ids,
-                params=params,
-                seed=seed + index,
-                routing=routing,
-                prompt_routing=prompt_routing,
-                max_num_tokens=num_prompt + num_output,
-                arrival_time=now,
-                output_token_ids=list(opening),
+        return submission
+
+    def _make_request(self, submission: Submission, index: int) -> Request:
+        """Choice `index` of a submission, ready to be queued."""
+        params = submission.params
+        is_whole = submission.prompt_routing is RoutingPolicy.EXPERT_CHOICE
+        sequence = TokenSequence(
+            token_ids=[*submission.prompt_token_ids, *submission.opening],
+            num_prompt_tokens=len(submission.prompt_token_ids),
+            routing=submission.routing,
+            prompt_routing=submission.prompt_routing,
+            # What expert choice makes of a token depends on the whole prompt.
+            root_key=None if is_whole else root_key(params.cache_salt),
+        )
+        arrival = submission.arrival_time
+        request = Request(
+            request_id=submission.request_ids[index],
+            sequence=sequence,
+            params=params,
+            seed=submission.seed + index,
+            max_num_tokens=submission.max_num_tokens,
+            leader_id=submission.request_ids[0] if index else None,
+            arrival_time=arrival,
+            deadline=None if params.timeout_s is None else arrival + params.timeout_s,
+            num_companions=submission.num_companions,
+            max_num_companion_tokens=self.processor.spec.num_image_span_tokens,
+        )
+        grammar = self.processor.grammar
+        codes = grammar.scan(submission.prompt_token_ids).image_tokens
+        if request.num_companions and (submission.opening or codes is not None):
+            self._begin_companions(request, codes or 0)
+        return request
+
+    @staticmethod
+    def _num_companions(params: SamplingParams, state: GrammarState) -> int:
+        """Sequences besides its own that an answer needs while it draws a picture."""
+        may_draw = params.mode is not OutputMode.TEXT or state.image_tokens is not None
+        return int(may_draw and params.guidance_scale != 1.0)
+
+    def _begin_companions(self, request: Request, num_codes: int) -> None:
+        """Give a request that draws a picture, with `num_codes` codes so far, its companions."""
+        spec = self.processor.spec
+        assert spec.begin_image is not None
+        sequence = request.sequence
+        codes = sequence.token_ids[sequence.num_tokens - num_codes :]
+        request.companions.append(
+            TokenSequence(
+                token_ids=[spec.bos, spec.begin_image, *codes],
+                num_prompt_tokens=0,
+                routing=sequence.routing,
+                prompt_routing=sequence.routing,
+                root_key=root_key(request.params.cache_salt),
             )
-            for index in range(params.n)
-        ]
+        )
+
+    def _check_words_left(self, params: SamplingParams) -> None:
+        """Checks that there is an id to sample where those that end an answer may not be."""
+        if params.mode is OutputMode.IMAGE:
+            return
+        spec = self.processor.spec
+        banned = set(spec.unsampled_text_ids)
+        if params.ignore_eos or params.min_tokens:
+            banned.add(spec.eos)
+        if params.min_tokens:
+            banned.update(i for i in params.stop_token_ids if i not in spec.image_ids)
+        if len(banned) >= self.model_config.vocab_size - len(spec.image_ids):
+            name = "min_tokens" if params.min_tokens else "ignore_eos"
+            raise SamplingError(
+                f"{name}: this checkpoint's vocabulary has no text token to sample but those "
+                "that would end the answer",
+                param=name,
+            )
 
     def _check_token_ids(self, params: SamplingParams) -> None:
         vocab_size = self.model_config.vocab_size
@@ -200,23 +270,18 @@ class Engine:
                         param=name,
                     )
 
-    def add(self, requests: Sequence[Request]) -> None:
-        """Queue the requests of one submission: all of them or none.
+    def add(self, submission: Submission) -> None:
+        """Queue the requests of a submission: all of them or none.
 
         Raises:
             QueueFullError: no room for them.
         """
+        requests = [self._make_request(submission, i) for i in range(submission.params.n)]
         self.scheduler.add_all(requests)
-        grammar = self.processor.grammar
         for request in requests:
-            state = grammar.scan(request.prompt_token_ids)
-            for token in request.output_token_ids:
-                state = grammar.advance(state, token, request.params.mode).state
-            bias = list(request.params.logit_bias.items())
-            if request.params.ignore_eos:
-                bias.append((self.model_config.eos_token_id, float("-inf")))
-            live = _Live(state, list(request.output_token_ids), tuple(bias))
-            self._live[request.request_id] = live
+            self._courses[request.request_id] = Course(request, self.processor.grammar)
+            if request.deadline is not None:
+                heapq.heappush(self._deadlines, (request.deadline, request.request_id))
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
         """End a request in any state; its blocks are free at once. False if it is unknown.
@@ -224,170 +289,189 @@ class Engine:
         Args:
             reason: what the statistics say; STOP when its reader found a stop string.
         """
-        live = self._live.pop(request_id, None)
-        request = self.scheduler.requests.get(request_id)
-        found = self.scheduler.abort(request_id)
-        if live is not None and request is not None:
-            self._tell_finished(request, live, reason)
-        return found
+        course = self._courses.pop(request_id, None)
+        if course is not None:
+            self._tell_finished(course, reason)
+        return self.scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._flights)
 
     # --- one step --------------------------------------------------------------------------
 
     def step(self) -> list[TokenOutput]:
-        """Plan and run one step; returns the outputs of requests that got tokens or ended."""
-        started = self._clock()
-        plan = self.scheduler.schedule()
-        if not plan.requests:
-            return []
-        requests = self.scheduler.requests
-        rows: dict[str, SampleRow] = {}
-        for planned in plan.requests:
-            live = self._live[planned.request_id]
-            if live.scheduled_at is None:
-                live.scheduled_at = started
-                if live.state.image_tokens is not None:
-                    live.image_started_at = started
-            if planned.samples:
-                row = self._sample_row(requests[planned.request_id], live)
-                if row is not None:
-                    rows[planned.request_id] = row
-        try:
-            result = self._runner.execute(
-                plan, requests, rows, count_routing=self.listener is not None
-            )
-        except Exception as error:  # a broken step ends its requests, not the engine
-            logger.exception("a step failed; its %d requests are ended", len(plan.requests))
-            why = type(error).__name__
-            return [self._fail(planned.request_id, why) for planned in plan.requests]
-        return self._settle(plan, result, started)
+        """Take one step further; returns the outputs of requests that got tokens or ended.
 
-    def _sample_row(self, request: Request, live: _Live) -> SampleRow | None:
-        """How the next token is drawn; None when none is (a prompt that is only scored)."""
-        budget = request.max_num_tokens - request.num_tokens
-        if budget <= 0:
-            return None
-        params = request.params
-        in_image = live.state.image_tokens is not None
-        return SampleRow(
-            choices=self.processor.grammar.choices(live.state, params.mode, budget),
-            distribution=params.image if in_image else params.text,
-            seed=request.seed,
-            position=request.num_tokens,
-            bias=live.bias,
-        )
-
-    def _settle(self, plan: StepPlan, result: StepResult, started: float) -> list[TokenOutput]:
-        """Take the sampled tokens into the requests and find out who is finished."""
-        now = self._clock()
-        tally = _Tally()
-        outputs: list[TokenOutput] = []
-        sampled: dict[str, list[int]] = {}
-        finished: list[tuple[Request, _Live, FinishReason]] = []
-        requests = self.scheduler.requests
-        for planned in plan.requests:
-            request, live = requests[planned.request_id], self._live[planned.request_id]
-            tally.prompt_tokens += _prompt_part(planned, request)
-            live.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
-            if request.request_id in result.broken:
-                outputs.append(self._fail(request.request_id, "its logits are not finite"))
-                continue
-            if not planned.samples:
-                continue
-            output, new_tokens = self._advance(request, live, result, now, tally)
-            outputs.append(output)
-            if new_tokens:
-                sampled[request.request_id] = new_tokens
-            if output.finish_reason is not None:
-                finished.append((request, live, output.finish_reason))
-        self.scheduler.update(plan, sampled, [request.request_id for request, _, _ in finished])
-        for request, live, reason in finished:
-            del self._live[request.request_id]
-            self._tell_finished(request, live, reason)
-        self._tell_step(plan, result, tally, now - started)
+        Where steps are planned ahead, the next one is planned and started before the oldest is
+        waited for.
+        """
+        outputs = self._end_late()
+        if not self._flights:
+            self._launch()
+        if self._plans_ahead and self._flights:
+            last = self._flights[-1]
+            if isinstance(last.running, RunningStep):  # nothing goes on top of a failed step
+                self._launch(after=last)
+        if self._flights:
+            outputs += self._settle(self._flights.popleft())
         return outputs
 
-    def _advance(
-        self, request: Request, live: _Live, result: StepResult, now: float, tally: _Tally
-    ) -> tuple[TokenOutput, list[int]]:
-        """What a request whose last token was computed gives out, and the tokens it gains."""
-        params = request.params
-        token = result.sampled.get(request.request_id)
-        new_tokens: list[int] = []
-        reason: FinishReason | None = None
-        stop_token: int | None = None
-        if token is None:
-            reason = FinishReason.LENGTH
-        elif live.state.image_tokens is None and token in self._stop_ids(params):
-            reason, stop_token = FinishReason.STOP, token
-        else:
-            advance = self.processor.grammar.advance(live.state, token, params.mode)
-            new_tokens = [token, *advance.forced]
-            self._time_image(live, advance.state, now, tally)
-            self._time_token(request, live, now, tally)
-            tally.count((*live.unsent, *new_tokens), self.processor.spec.image_ids)
-            live.state = advance.state
-            if advance.finished:
-                reason = FinishReason.STOP
-            elif request.num_tokens + len(new_tokens) >= request.max_num_tokens:
-                reason = FinishReason.LENGTH
-        # A request's first output carries them all: the whole prompt was computed before it.
-        is_first = params.prompt_logprobs is not None and not live.has_output
-        scored = tuple(live.prompt_logprobs) if is_first else None
-        output = TokenOutput(
-            request_id=request.request_id,
-            token_ids=(*live.unsent, *new_tokens),
-            logprobs=_token_logprobs(request, live.unsent, new_tokens, result),
-            prompt_logprobs=scored,
-            finish_reason=reason,
-            stop_token_id=stop_token,
+    def _end_late(self) -> list[TokenOutput]:
+        """End the requests whose deadline has passed."""
+        outputs: list[TokenOutput] = []
+        if len(self._deadlines) > 64 + 2 * len(self._courses):  # most ended before theirs
+            self._deadlines = [d for d in self._deadlines if d[1] in self._courses]
+            heapq.heapify(self._deadlines)
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            deadline, name = heapq.heappop(self._deadlines)
+            course = self._courses.get(name)
+            if course is not None and course.request.deadline == deadline:
+                self.abort(name, FinishReason.TIMEOUT)
+                outputs.append(
+                    TokenOutput(
+                        request_id=name,
+                        token_ids=(),
+                        num_cached_tokens=course.request.num_cached_tokens,
+                        finish_reason=FinishReason.TIMEOUT,
+                    )
+                )
+        return outputs
+
+    def _launch(self, after: _Flight | None = None) -> None:
+        """Plan and start a step, on top of one in flight or of none; no step when nothing is
+        to be computed."""
+        started = self._clock()
+        before = None if after is None else after.running
+        assert not isinstance(before, Exception)
+        ahead = (
+            [name for name in after.plan.samples if self._may_run_ahead(name, after)]
+            if after is not None
+            else ()
         )
-        live.unsent, live.prompt_logprobs, live.has_output = [], [], True
-        return output, new_tokens
+        plan = self.scheduler.schedule(ahead)
+        if not plan.sequences:
+            return
+        names = dict.fromkeys([*(s.request_id for s in plan.sequences), *plan.samples])
+        courses = {name: self._courses[name] for name in names}
+        for course in courses.values():
+            course.starts_step(started)
+        rows = {name: courses[name].sample_row() for name in plan.samples}
+        running: RunningStep | Exception
+        try:
+            running = self._runner.execute(
+                plan,
+                self.scheduler.requests,
+                {name: row for name, row in rows.items() if row is not None},
+                scored=[n for n, course in courses.items() if course.wants_prompt_logprobs],
+                after=before,
+                count_routing=self.listener is not None,
+            )
+        except Exception as error:  # a broken step ends its requests, not the engine
+            running = error
+        self._flights.append(_Flight(plan=plan, courses=courses, running=running, started=started))
 
-    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        eos = self.model_config.eos_token_id
-        return params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, eos)
+    def _may_run_ahead(self, name: str, flight: _Flight) -> bool:
+        course = self._courses.get(name)
+        return course is flight.courses[name] and course.may_run_ahead
 
-    def _fail(self, request_id: str, why: str) -> TokenOutput:
-        live = self._live.pop(request_id)
-        request = self.scheduler.requests[request_id]
-        self.scheduler.abort(request_id)
-        self._tell_finished(request, live, FinishReason.ERROR)
+    def _settle(self, flight: _Flight) -> list[TokenOutput]:
+        """Take what a step sampled into its requests and find out who is finished."""
+        try:
+            if isinstance(flight.running, Exception):
+                raise flight.running
+            result = flight.running.result()
+        except Exception as error:
+            logger.exception("a step failed; its %d requests are ended", len(flight.courses))
+            return self._fail_all(flight, type(error).__name__)
+        now = self._clock()
+        tally = Tally()
+        outputs: list[TokenOutput] = []
+        sampled: dict[str, list[int]] = {}
+        finished: list[tuple[Course, FinishReason]] = []
+        alive = {n: c for n, c in flight.courses.items() if self._courses.get(n) is c}
+        self._take_prompt_logprobs(flight, result)
+        for name in result.broken & alive.keys():
+            outputs.append(self._fail(alive.pop(name), "its logits are not finite"))
+        for name in flight.plan.samples:
+            course = alive.get(name)
+            if course is None:
+                continue
+            output, new_tokens = course.settle(result, now, tally)
+            outputs.append(output)
+            if new_tokens:
+                sampled[name] = new_tokens
+            if output.finish_reason is not None:
+                finished.append((course, output.finish_reason))
+        ended = {course.request.request_id for course, _ in finished}
+        self.scheduler.update(flight.plan, sampled, ended)
+        for name in sampled.keys() - ended:
+            self._move_companions(alive[name])
+        for course, reason in finished:
+            del self._courses[course.request.request_id]
+            self._tell_finished(course, reason)
+        self._tell_step(flight, result, tally, now - flight.started)
+        return outputs
+
+    def _move_companions(self, course: Course) -> None:
+        """Begin or end companions with the picture that they draw along."""
+        request = course.request
+        if not request.num_companions or course.draws_picture == bool(request.companions):
+            return
+        if course.draws_picture:
+            self._begin_companions(request, 0)
+        else:
+            self.scheduler.end_companions(request)
+
+    @staticmethod
+    def _take_prompt_logprobs(flight: _Flight, result: StepResult) -> None:
+        """Also of a request that has ended meanwhile: its samples start from what it computed."""
+        for planned in flight.plan.sequences:
+            scored = result.prompt_logprobs.get(planned.request_id)
+            if scored is None or planned.companion != OWN:
+                continue
+            course = flight.courses[planned.request_id]
+            if planned.start == 0:  # also when it is computed again after a preemption
+                course.prompt_logprobs = []
+            course.prompt_logprobs += scored
+        for follower, leader in flight.plan.forks.items():
+            flight.courses[follower].prompt_logprobs = flight.courses[leader].prompt_logprobs
+
+    def _fail_all(self, flight: _Flight, why: str) -> list[TokenOutput]:
+        """End what a failed step computed, and what was started on top of it.
+
+        Steps in flight may have taken blocks for computed that the failed one was to fill.
+        """
+        outputs: list[TokenOutput] = []
+        for failed in (flight, *self._flights):
+            for name, course in failed.courses.items():
+                if self._courses.get(name) is course:
+                    outputs.append(self._fail(course, why))
+            self.scheduler.update(failed.plan, {}, ())
+        self._flights.clear()
+        self.scheduler.kv_cache.forget_all()
+        return outputs
+
+    def _fail(self, course: Course, why: str) -> TokenOutput:
+        """End a request whose blocks may hold anything."""
+        name = course.request.request_id
+        del self._courses[name]
+        self.scheduler.abort(name, broken=True)
+        self._tell_finished(course, FinishReason.ERROR)
         return TokenOutput(
-            request_id=request_id,
+            request_id=name,
             token_ids=(),
+            num_cached_tokens=course.request.num_cached_tokens,
             finish_reason=FinishReason.ERROR,
             error=f"the engine could not compute this request: {why}",
         )
 
-    # --- timing and statistics -------------------------------------------------------------
+    # --- statistics --------------------------------------------------------------------------
 
-    @staticmethod
-    def _time_image(live: _Live, new_state: GrammarState, now: float, tally: _Tally) -> None:
-        if live.state.image_tokens is None and new_state.image_tokens is not None:
-            live.image_started_at = now
-        elif live.state.image_tokens is not None and new_state.image_tokens is None:
-            tally.images += 1
-            if live.image_started_at is not None:
-                live.image_latencies_s.append(now - live.image_started_at)
-            live.image_started_at = None
-
-    @staticmethod
-    def _time_token(request: Request, live: _Live, now: float, tally: _Tally) -> None:
-        if live.last_token_at is None:
-            live.first_token_at = now
-            tally.first_token_latencies_s.append(now - request.arrival_time)
-        else:
-            tally.inter_token_latencies_s.append(now - live.last_token_at)
-        live.last_token_at = now
-
-    def _tell_step(self, plan: StepPlan, result: StepResult, tally: _Tally, step_s: float) -> None:
+    def _tell_step(self, flight: _Flight, result: StepResult, tally: Tally, step_s: float) -> None:
         if self.listener is None:
             return
+        plan = flight.plan
         self.listener.on_step(
             StepStats(
                 num_running=self.scheduler.num_running,
@@ -398,6 +482,9 @@ class Engine:
                 generated_text_tokens=tally.text_tokens,
                 generated_image_tokens=tally.image_tokens,
                 images=tally.images,
+                num_preemptions=plan.num_preemptions,
+                prefix_cache_queries=plan.num_cache_queries,
+                prefix_cache_hits=plan.num_cache_hits,
                 step_s=step_s,
                 first_token_latencies_s=tuple(tally.first_token_latencies_s),
                 inter_token_latencies_s=tuple(tally.inter_token_latencies_s),
@@ -407,64 +494,6 @@ class Engine:
             )
         )
 
-    def _tell_finished(self, request: Request, live: _Live, reason: FinishReason) -> None:
-        if self.listener is None:
-            return
-        now = self._clock()
-        scheduled = live.scheduled_at if live.scheduled_at is not None else now
-        first = live.first_token_at if live.first_token_at is not None else now
-        last = live.last_token_at if live.last_token_at is not None else first
-        num_generated = len(request.output_token_ids)
-        self.listener.on_finished(
-            RequestStats(
-                finish_reason=reason,
-                num_prompt_tokens=request.num_prompt_tokens,
-                num_generated_tokens=num_generated,
-                queue_s=scheduled - request.arrival_time,
-                prefill_s=first - scheduled,
-                decode_s=last - first,
-                e2e_s=now - request.arrival_time,
-                time_per_output_token_s=(
-                    (last - first) / (num_generated - 1) if num_generated > 1 else None
-                ),
-                image_latencies_s=tuple(live.image_latencies_s),
-            )
-        )
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Counts of one step while its results are settled."""
-
-    prompt_tokens: int = 0
-    text_tokens: int = 0
-    image_tokens: int = 0
-    images: int = 0
-    first_token_latencies_s: list[float] = field(default_factory=list)
-    inter_token_latencies_s: list[float] = field(default_factory=list)
-
-    def count(self, token_ids: Iterable[int], image_ids: range) -> None:
-        for token in token_ids:
-            if token in image_ids:
-                self.image_tokens += 1
-            else:
-                self.text_tokens += 1
-
-
-def _prompt_part(planned: PlannedRequest, request: Request) -> int:
-    """Prompt tokens among those computed in the step."""
-    stop = planned.start + planned.num_new_tokens
-    return max(0, min(stop, request.num_prompt_tokens) - planned.start)
-
-
-def _token_logprobs(
-    request: Request, unsent: Sequence[int], new_tokens: Sequence[int], result: StepResult
-) -> tuple[TokenLogprob, ...] | None:
-    """One entry per token given out; forced tokens have log-probability 0."""
-    if request.params.logprobs is None:
-        return None
-    entries = [TokenLogprob(token, 0.0) for token in unsent]
-    if new_tokens:
-        entries.append(result.logprobs[request.request_id])
-        entries += [TokenLogprob(token, 0.0) for token in new_tokens[1:]]
-    return tuple(entries)
+    def _tell_finished(self, course: Course, reason: FinishReason) -> None:
+        if self.listener is not None:
+            self.listener.on_finished(course.stats(reason, self._clock()))

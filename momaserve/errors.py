@@ -7,6 +7,7 @@
     ├── RequestError           a request that can never be served as it stands
     │   ├── PromptError        the prompt itself: ids, image spans, pictures, length
     │   └── SamplingError      a sampling parameter out of its range
+    ├── DeadlineError          a request's own time limit passed before there was an answer
     ├── QueueFullError         the engine has no room for one more waiting request
     └── EngineDeadError        the engine stopped; nothing more will be served
         └── DrainingError      it takes nothing new and finishes what it has
@@ -48,6 +49,12 @@ class PromptError(RequestError):
 
 class SamplingError(RequestError):
     """A sampling parameter is out of its range."""
+
+
+class DeadlineError(MomaserveError):
+    """The request's own time limit passed before there was an answer."""
+
+    param = "timeout_s"
 
 
 class QueueFullError(MomaserveError):

@@ -17,7 +17,7 @@ from momaserve.config import CacheConfig, EngineConfig, SchedulerConfig
 from momaserve.engine import Engine
 from momaserve.errors import ConfigError, PromptError, QueueFullError
 from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
-from momaserve.request import Request
+from momaserve.request import Submission
 from momaserve.sampling import SamplingParams
 from momaserve.tokens.detokenize import Event, ImageDone, OutputDecoder, TextDelta
 from momaserve.tokens.prompt import ChatMessage, ImagePart, Prompt, TextPart
@@ -89,7 +89,10 @@ class LLM:
     def default_params(self, **changes: Any) -> SamplingParams:
         """The checkpoint's own sampling with `changes` (fields of SamplingParams)."""
         defaults = self.engine.defaults
-        return replace(SamplingParams(text=defaults.text, image=defaults.image), **changes)
+        params = SamplingParams(
+            text=defaults.text, image=defaults.image, guidance_scale=defaults.guidance_scale
+        )
+        return replace(params, **changes)
 
     def generate(
         self,
@@ -116,17 +119,18 @@ class LLM:
         if len(each) != len(listed):
             raise PromptError(f"got {len(listed)} prompts and {len(each)} sampling parameters")
         results: list[RequestResult] = []
-        waiting: deque[list[Request]] = deque()
+        waiting: deque[Submission] = deque()
         self._open = {}
         for prompt_like, one in zip(listed, each, strict=True):
             prompt = self.encode(prompt_like)
-            requests = self.engine.make_requests(prompt, one, uuid.uuid4().hex)
-            result = RequestResult(prompt.token_ids, [ChoiceResult() for _ in requests])
+            submission = self.engine.make_submission(prompt, one, uuid.uuid4().hex)
+            names = submission.request_ids
+            result = RequestResult(prompt.token_ids, [ChoiceResult() for _ in names])
             results.append(result)
-            waiting.append(requests)
-            for request, choice in zip(requests, result.choices, strict=True):
+            waiting.append(submission)
+            for name, choice in zip(names, result.choices, strict=True):
                 decoder = self.engine.processor.decoder(one.stop, prompt)
-                self._open[request.request_id] = _Open(result, choice, decoder)
+                self._open[name] = _Open(result, choice, decoder)
         try:
             self._run(waiting, progress)
         except BaseException:  # an interrupt too: the next call must not run what this one left
@@ -135,7 +139,7 @@ class LLM:
             raise
         return results
 
-    def _run(self, waiting: deque[list[Request]], progress: str | None) -> None:
+    def _run(self, waiting: deque[Submission], progress: str | None) -> None:
         total = len(self._open)
         is_hidden = progress is None or not sys.stderr.isatty()
         with tqdm(total=total, desc=progress, disable=is_hidden, leave=False) as bar:
@@ -164,7 +168,7 @@ class LLM:
                 raise PromptError(f"a prompt part must be text or a picture, got {type(item)}")
         return processor.encode_chat([ChatMessage("user", tuple(parts))])
 
-    def _fill(self, waiting: deque[list[Request]]) -> None:
+    def _fill(self, waiting: deque[Submission]) -> None:
         """Queue as many submissions as the engine takes now."""
         while waiting:
             try:

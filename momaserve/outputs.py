@@ -9,6 +9,7 @@ from enum import StrEnum
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TIMEOUT = "timeout"
     ABORT = "abort"
     ERROR = "error"
 
@@ -37,6 +38,8 @@ class TokenOutput:
     """One per token of `token_ids`, when the request asked for them."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     """Entries for prompt tokens 1, 2, … (the first token has none); on one output only."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were in the prefix cache; the same on all outputs of a request."""
     finish_reason: FinishReason | None = None
     """Set on the last output of a request."""
     stop_token_id: int | None = None

@@ -23,6 +23,12 @@ class StepStats:
     generated_image_tokens: int
     images: int
     """Pictures completed."""
+    num_preemptions: int
+    """Running requests that gave up their blocks and wait again."""
+    prefix_cache_queries: int
+    """Prompt tokens of requests that were started, whose blocks were looked up in the cache."""
+    prefix_cache_hits: int
+    """Those of them that were there."""
     step_s: float
     first_token_latencies_s: tuple[float, ...]
     """Arrival to first token of requests that got theirs in this step."""

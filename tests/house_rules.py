@@ -18,21 +18,23 @@ LONG_FOR_A_REASON = {
 PACKAGES = {
     "momaserve": ROOT / "momaserve",
     "momaserve_server": ROOT / "server" / "momaserve_server",
+    "momaserve_bench": ROOT / "benchmarks" / "momaserve_bench",
     "momaserve_client": ROOT / "clients" / "momaserve_client",
 }
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "momaserve_server",
+        "momaserve_server momaserve_bench",
         "momaserve.training momaserve.demo",
-        "momaserve.async_engine momaserve.llm",
+        "momaserve.async_engine momaserve.llm momaserve.environment",
         "momaserve.engine",
+        "momaserve.course",
         "momaserve.loading",
         "momaserve.runner momaserve.core momaserve.tokens",
         "momaserve.models",
         "momaserve.layers",
         "momaserve.kernels",
-        "momaserve.request momaserve.outputs momaserve.stats",
+        "momaserve.request momaserve.outputs momaserve.stats momaserve.watchdog",
         "momaserve.sampling",
         "momaserve.config",
         "momaserve.modality",

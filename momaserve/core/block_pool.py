@@ -1,19 +1,25 @@
-"""Hands out block numbers. Knows neither requests nor tokens nor the memory behind a block."""
+"""Hands out block numbers and remembers what full ones hold. Knows neither requests nor tokens."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
 from momaserve.errors import ConfigError
 
 
 class BlockPool:
-    """Owns the free blocks among 0 … num_blocks - 1. Each call costs O(1) per block.
+    """Owns the blocks 0 … num_blocks - 1. Each call costs O(1) per block.
 
-    Invariant: a block is either free, and then in the queue once, or held by one owner.
-    Blocks are handed out in the order in which they were freed, so whoever frees the tail of a
-    sequence before its head sees the tail reused first.
+    A block is held by one sequence or, where they agree, by several. A full block may have a
+    key; it keeps key and contents when its last holder leaves, until its room is needed, and
+    whoever asks for the key in the meantime holds it again.
+
+    Invariants:
+      * a block has holders, or is in exactly one of the two queues of free blocks;
+      * a key leads to one block, and that block's key is this one;
+      * free blocks without a key are handed out first, then those with one, least recently
+        used first.
 
     Raises:
         ConfigError: fewer than one block.
@@ -23,34 +29,100 @@ class BlockPool:
         if num_blocks < 1:
             raise ConfigError(f"the KV cache needs room for at least 1 block, got {num_blocks}")
         self.num_blocks = num_blocks
-        self._free = deque(range(num_blocks))
-        self._is_held = bytearray(num_blocks)
+        self._num_holders = [0] * num_blocks
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._blocks: dict[bytes, int] = {}
+        self._blank: deque[int] = deque(range(num_blocks))
+        # Ordered dict: O(1) at the head and for a block in the middle that is wanted again.
+        self._keyed: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that nobody holds, those with a key included."""
+        return len(self._blank) + len(self._keyed)
+
+    @property
+    def num_keyed(self) -> int:
+        """Blocks with a key, held or free."""
+        return len(self._blocks)
+
+    def num_holders(self, block: int) -> int:
+        return self._num_holders[block]
+
+    def find(self, key: bytes) -> int | None:
+        """The block with this key, which the caller may `hold`."""
+        return self._blocks.get(key)
 
     def allocate(self, num_blocks: int) -> list[int] | None:
         """Takes that many blocks, or none at all and returns None when fewer are free."""
         assert num_blocks >= 0, num_blocks
-        if num_blocks > len(self._free):
+        if num_blocks > len(self._blank) + len(self._keyed):
             return None
-        blocks = [self._free.popleft() for _ in range(num_blocks)]
-        for block in blocks:
-            self._is_held[block] = True
+        blocks: list[int] = []
+        for _ in range(num_blocks):
+            if self._blank:
+                block = self._blank.popleft()
+            else:
+                block, _ = self._keyed.popitem(last=False)
+                self._drop_key(block)
+            self._num_holders[block] = 1
+            blocks.append(block)
         return blocks
 
+    def hold(self, block: int) -> None:
+        """Adds a holder to a block that has holders, or that is free and has a key."""
+        if not self._num_holders[block]:
+            del self._keyed[block]  # raises KeyError for a free block that holds nothing
+        self._num_holders[block] += 1
+
     def free(self, blocks: Iterable[int]) -> None:
-        """Gives blocks back; the first one given back is the first to be handed out again."""
+        """Takes one holder from each block. Give the tail of a sequence first: of its blocks,
+        those are then evicted first, and a shorter prefix remains."""
         for block in blocks:
-            assert self._is_held[block], f"block {block} is freed twice"
-            self._is_held[block] = False
-            self._free.append(block)
+            num_holders = self._num_holders[block]
+            assert num_holders > 0, f"block {block} is freed twice"
+            self._num_holders[block] = num_holders - 1
+            if num_holders > 1:
+                continue
+            if self._keys[block] is None:
+                self._blank.append(block)
+            else:
+                self._keyed[block] = None
+
+    def set_key(self, block: int, key: bytes) -> None:
+        """Names the contents of a held block. A key that another block has stays with that."""
+        assert self._num_holders[block] > 0, f"block {block} is named while it is free"
+        assert self._keys[block] is None, f"block {block} is named twice"
+        if key not in self._blocks:
+            self._blocks[key] = block
+            self._keys[block] = key
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Takes the keys of these blocks away: their contents are not to be trusted."""
+        for block in blocks:
+            if self._keys[block] is None:
+                continue
+            self._drop_key(block)
+            if not self._num_holders[block]:
+                del self._keyed[block]
+                self._blank.append(block)
+
+    def _drop_key(self, block: int) -> None:
+        key = self._keys[block]
+        assert key is not None
+        del self._blocks[key]
+        self._keys[block] = None
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Recounts: the free blocks and those of `tables` are every block, each exactly once."""
-        held = [block for table in tables for block in table]
-        assert all(self._is_held[block] for block in held), "a block of a table is not held"
-        assert sum(self._is_held) == len(held), "a held block is in no table, or in two"
-        counted = sorted([*held, *self._free])
-        assert counted == list(range(self.num_blocks)), "a block is lost or counted twice"
+        """Recounts holders, queues and keys from the block tables of all sequences."""
+        counted = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                counted[block] += 1
+        assert counted == self._num_holders, "holders are miscounted"
+        free = sorted([*self._blank, *self._keyed])
+        assert free == [b for b, n in enumerate(counted) if not n], "a block is lost or free twice"
+        assert all(self._keys[block] is None for block in self._blank)
+        assert all(self._keys[block] is not None for block in self._keyed)
+        named = {key: block for block, key in enumerate(self._keys) if key is not None}
+        assert named == self._blocks, "keys and blocks disagree"

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRequest:
-    """The part of one request in a step: tokens at positions [start, start + num_new_tokens)."""
+class PlannedSequence(NamedTuple):
+    """Part of one sequence in a step: tokens at positions [start, start + num_new_tokens)."""
 
     request_id: str
+    companion: int
+    """Index among the request's companions; -1 is the request's own sequence."""
     start: int
     num_new_tokens: int
-    block_ids: tuple[int, ...]
-    """Blocks of positions 0, 1, …; they cover at least `start + num_new_tokens` tokens."""
-    samples: bool
-    """Whether this step reaches the request's last token, so that a next one is sampled."""
+    blocks: Sequence[int]
+    """Blocks of positions 0, 1, …, enough for the step's tokens. Grows with later steps: read
+    it before the next one is planned."""
+
+
+OWN = -1
+"""`PlannedSequence.companion` of a request's own sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Requests of one step in the order of their rows."""
+    """Sequences of one step in the order of their rows."""
 
-    requests: tuple[PlannedRequest, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(r.num_new_tokens for r in self.requests)
+    sequences: tuple[PlannedSequence, ...] = ()
+    samples: tuple[str, ...] = ()
+    """Requests that get a token: the step computes the last token of all their sequences."""
+    forks: Mapping[str, str] = field(default_factory=dict)
+    """Requests of `samples` that have no row of their own yet, and whose row they sample from."""
+    copies: tuple[tuple[int, int], ...] = ()
+    """(from, to) blocks to be copied before the step writes anything."""
+    num_tokens: int = 0
+    num_preemptions: int = 0
+    num_cache_queries: int = 0
+    """Prompt tokens of requests that were started, which the prefix cache was asked for."""
+    num_cache_hits: int = 0
+    """Those of them that it had."""
 
     @property
     def num_new_tokens(self) -> dict[str, int]:
-        """New tokens by request id."""
-        return {r.request_id: r.num_new_tokens for r in self.requests}
+        """New tokens by request id, companions left out."""
+        return {s.request_id: s.num_new_tokens for s in self.sequences if s.companion == OWN}
 
     def block_ids(self, request_id: str) -> tuple[int, ...]:
         """Block table of a request of this step; raises KeyError for any other."""
-        for planned in self.requests:
-            if planned.request_id == request_id:
-                return planned.block_ids
+        for planned in self.sequences:
+            if planned.request_id == request_id and planned.companion == OWN:
+                return tuple(planned.blocks)
         raise KeyError(request_id)

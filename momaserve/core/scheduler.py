@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from momaserve.config import RoutingPolicy, SchedulerConfig
 from momaserve.core.kv_cache import KVCache
-from momaserve.core.plan import PlannedRequest, StepPlan
-from momaserve.errors import PromptError, QueueFullError, RequestError
-from momaserve.request import Request, RequestStatus
+from momaserve.core.plan import OWN, PlannedSequence, StepPlan
+from momaserve.core.step import StepDraft, num_missing, prompt_must_be_whole, share_budget, split
+from momaserve.core.waiting import WaitingQueue
+from momaserve.errors import PromptError, RequestError
+from momaserve.request import Request, RequestStatus, TokenSequence
 
-RETRY_AFTER_S = 1
-"""What a refused client is told to wait: a running request may end with any step."""
+MAX_PREEMPTIONS = 3
+"""A request that was preempted so often starts again only with room for its whole course."""
 
 
 class Scheduler:
     """Moves each running request's `num_computed_tokens` towards its `num_tokens`, step by step.
 
     Owns the waiting queue, the running requests and, through `kv_cache`, every block. All calls
-    come from one thread. Waiting requests are admitted first come, first served; one that does
-    not fit yet lets nobody pass, so that none starves.
+    come from one thread. Age is (priority, arrival): the oldest waiting request starts first and
+    lets nobody pass, and the youngest running one is preempted when blocks run out, so the
+    oldest always gets on, and each request is the oldest one day.
+
+    A step may be planned while others are still in flight, for those requests whose next token
+    does not depend on what is being sampled (`schedule(ahead)`); steps are settled in order.
 
     Invariants after every public call:
       * a request is in exactly one of waiting, running, or neither (finished);
       * a running request's blocks cover its first `num_computed_tokens` tokens;
       * a waiting or finished request holds no block;
-      * no more requests run than a step has tokens, so that each step moves all of them;
-      * while there is work, a step is not empty.
+      * no more sequences run than a step has tokens, so that each step moves all of them;
+      * while there is work and no step is in flight, a step is not empty.
     """
 
-    def __init__(self, config: SchedulerConfig, *, num_blocks: int, block_size: int) -> None:
-        self.kv_cache = KVCache(num_blocks, block_size)
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.kv_cache = KVCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self._config = config
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
-        # Ordered dict: O(1) both at the head and for an abort in the middle.
-        self._waiting: OrderedDict[str, Request] = OrderedDict()
-        self._num_waiting_tokens = 0
+        """Oldest first whenever a step is planned."""
+        self._is_sorted = True
+        self._waiting = WaitingQueue(config)
+        self._num_sequences = 0
+        self._num_arrived = 0
+        self._in_flight: deque[list[Request]] = deque()
 
     @property
     def requests(self) -> Mapping[str, Request]:
@@ -55,247 +71,408 @@ class Scheduler:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Prompt tokens of all waiting requests together."""
-        return self._num_waiting_tokens
+        """Prompt tokens of all waiting requests together, those preempted left out."""
+        return self._waiting.num_tokens
 
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    def check_fits(
-        self, num_tokens: int, prompt_must_be_whole: bool, num_prompt_tokens: int
-    ) -> None:
+    # --- arrival and end ---------------------------------------------------------------------
+
+    def check_fits(self, request: Request) -> None:
         """Checks that a request could run if it were alone. Reads no state: safe on any thread.
 
-        Args:
-            num_tokens: most tokens of prompt and output together.
-            prompt_must_be_whole: whether one step must compute the whole prompt.
-            num_prompt_tokens: tokens of the prompt.
-
         Raises:
-            PromptError: it could never run; the message names the numbers.
+            PromptError: its whole course does not fit into the cache, or a prompt that must be
+                computed in one step does not fit into a step.
+            RequestError: it has more sequences than may run.
         """
-        if num_prompt_tokens < 1:
+        if request.num_prompt_tokens < 1:
             raise PromptError("the prompt must have at least 1 token, got 0")
         cache = self.kv_cache
-        num_blocks = cache.blocks_for(num_tokens)
+        num_blocks = cache.blocks_for(request.max_num_tokens)
+        what = f"{request.max_num_tokens} tokens (prompt and max_tokens)"
+        if request.num_companions:
+            size = request.max_num_companion_tokens
+            num_blocks += request.num_companions * cache.blocks_for(size)
+            what += f" and {request.num_companions} x {size} of guidance"
         if num_blocks > cache.num_blocks:
             raise PromptError(
-                f"{num_tokens} tokens (prompt and max_tokens) need {num_blocks} KV blocks of "
-                f"{cache.block_size} tokens, but the KV cache has {cache.num_blocks}"
+                f"{what} need {num_blocks} KV blocks of {cache.block_size} tokens, but the KV "
+                f"cache has {cache.num_blocks}"
             )
+        whole = request.num_prompt_tokens
+        if request.num_tokens == whole:  # the step that ends the prompt samples, so it needs all
+            whole += sum(companion.num_tokens for companion in request.companions)
         limit = self._config.max_num_step_tokens
-        if prompt_must_be_whole and num_prompt_tokens > limit:
+        if prompt_must_be_whole(request) and whole > limit:
             raise PromptError(
                 f"prompt_routing {RoutingPolicy.EXPERT_CHOICE} computes the prompt in one step "
-                f"of at most {limit} tokens (max_num_step_tokens), got {num_prompt_tokens}"
+                f"of at most {limit} tokens (max_num_step_tokens), got {whole}"
             )
-
-    def check_submission(self, num_requests: int, num_tokens: int) -> None:
-        """Checks that an empty queue would take a submission. Reads no state: safe on any thread.
-
-        Args:
-            num_requests: requests that arrive together (n counts n).
-            num_tokens: prompt tokens of all of them.
-
-        Raises:
-            RequestError: no waiting would help; the message names value and limit.
-        """
-        config = self._config
-        for unit, limit, num_added in (
-            ("requests", config.max_queued_requests, num_requests),
-            ("tokens", config.max_queued_tokens, num_tokens),
-        ):
-            if num_added > limit:
+        for name in ("max_num_requests", "max_num_step_tokens"):
+            if request.num_sequences > (limit := getattr(self._config, name)):
                 raise RequestError(
-                    f"the request brings {num_added} {unit} (n counts n) to a queue that never "
-                    f"holds more than {limit} (max_queued_{unit})"
+                    f"guidance makes {request.num_sequences} sequences of one answer, but at most "
+                    f"{limit} may run ({name})",
+                    param="guidance_scale",
                 )
 
-    def add(self, request: Request) -> None:
-        """Queues one request; raises as `add_all` does."""
-        self.add_all([request])
+    def check_submission(self, num_requests: int, num_tokens: int) -> None:
+        """Raises RequestError when not even an empty queue takes it. Safe on any thread."""
+        self._waiting.check_submission(num_requests, num_tokens)
 
     def add_all(self, requests: Sequence[Request]) -> None:
-        """Queues new requests in this order: all of them, or none when it raises.
+        """Queues the requests of one submission, all or none. Those with a leader follow it.
 
         Raises:
-            PromptError: one of them could never run.
-            RequestError: an id is in use, or they exceed even an empty queue.
-            QueueFullError: the queue has no room for them now.
+            PromptError, RequestError: a request that can never run, or whose id is in use.
+            QueueFullError: the queue is at one of its limits.
         """
-        ids = {request.request_id for request in requests}
-        assert len(ids) == len(requests), "two requests of one call share an id"
         for request in requests:
-            self._check_new(request)
-        num_tokens = sum(request.num_prompt_tokens for request in requests)
-        self._check_room(len(requests), num_tokens)
+            self.check_fits(request)
+            if request.request_id in self._requests:
+                raise RequestError(
+                    f"request id {request.request_id!r} is already in use", param="request_id"
+                )
+            assert request.status is RequestStatus.WAITING, request.status
+            _check_goes_on(request)
+        assert len({r.request_id for r in requests}) == len(requests), "requests share an id"
+        self._waiting.check_room(len(requests), sum(r.num_prompt_tokens for r in requests))
         for request in requests:
+            request.arrival_order = self._num_arrived
+            self._num_arrived += 1
             self._requests[request.request_id] = request
-            self._waiting[request.request_id] = request
-        self._num_waiting_tokens += num_tokens
+            self._waiting.add(request)
 
-    def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str, *, broken: bool = False) -> bool:
         """Ends a request in any state; False when there is no such request (any more).
 
-        Its blocks are free at once. That is safe while the step it is part of still runs: no
-        other request is given them before the next `schedule`, and steps run one after another.
+        Its blocks are free at once. That is safe while a step that it is part of runs: steps
+        run one after another, and whoever gets a block next writes to it in a later one.
+
+        Args:
+            broken: what it computed is wrong, and nobody may find it in the cache.
         """
         request = self._requests.get(request_id)
         if request is None:
             return False
+        if broken:
+            for sequence in (request.sequence, *request.companions):
+                self.kv_cache.forget(sequence)
         self._remove(request)
         return True
 
-    def schedule(self) -> StepPlan:
-        """Plans the next step, and admits requests to it; empty only when there is no work.
+    def end_companions(self, request: Request) -> None:
+        """Gives up the companions of a picture that is complete."""
+        for companion in request.companions:
+            self.kv_cache.release(companion)
+        request.companions.clear()
 
-        `update` with this plan (or the abort of all its requests, when the step failed) comes
-        before the next `schedule`.
+    # --- steps -------------------------------------------------------------------------------
+
+    def schedule(self, ahead: Collection[str] = ()) -> StepPlan:
+        """Plans the next step, and starts requests in it; empty when nothing can be computed.
+
+        Each plan that is not empty is settled by `update`. One that failed is settled so too,
+        after the abort of all requests of it and of later ones in flight, and then the prefix
+        cache is emptied (`kv_cache.forget_all`).
+
+        Args:
+            ahead: requests with a token that is still being sampled which may compute it
+                nevertheless; the others of that kind are left out.
         """
-        budget = self._config.max_num_step_tokens
-        planned: list[PlannedRequest] = []
-        # Fewest missing tokens first: decoding is not slowed by a long prompt, which gets what
-        # is left. One token is kept for each request still to come, so that all make progress.
-        running = sorted(self._running.values(), key=_num_missing_tokens)
-        for index, request in enumerate(running, start=1):
-            num_kept = len(running) - index
-            num_new_tokens = _fit(request, budget - num_kept)
-            budget -= num_new_tokens
-            planned.append(self._plan(request, num_new_tokens))
-        while self._waiting and self.num_running < self._config.max_num_requests:
-            request = next(iter(self._waiting.values()))
-            num_new_tokens = _fit(request, budget)
-            if num_new_tokens == 0 or not self.kv_cache.can_admit(request.max_num_tokens):
-                break
-            self._admit(request)
-            budget -= num_new_tokens
-            planned.append(self._plan(request, num_new_tokens))
-        return StepPlan(requests=tuple(planned))
+        step = StepDraft(self._config.max_num_step_tokens)
+        if not self._is_sorted:
+            running = sorted(self._running.values(), key=_age)
+            self._running = {request.request_id: request for request in running}
+            self._is_sorted = True
+        missing = [
+            (request, num_missing(request))
+            for request in self._running.values()
+            if not request.num_pending_tokens or request.request_id in ahead
+        ]
+        for request, share in share_budget(missing, step.budget):
+            if request.status is RequestStatus.RUNNING:
+                self._advance(request, share, step)
+        # Only now: who starts is not preempted in the same step, and takes what nobody was given.
+        self._start_followers(step)
+        if not step.num_preemptions:
+            self._start_waiting(step)
+        plan = step.plan()
+        if plan.sequences:
+            self._in_flight.append(step.requests)
+        return plan
 
     def update(
         self, plan: StepPlan, sampled: Mapping[str, Sequence[int]], finished: Collection[str]
     ) -> None:
-        """Settles a step that has run.
+        """Settles the oldest step in flight.
 
-        Requests that were aborted since it was planned are passed over, in all three arguments.
+        Requests that were aborted since it was planned are passed over, in all arguments.
 
         Args:
-            plan: the plan of the last `schedule`.
-            sampled: new tokens, sampled and forced, of the requests whose plan `samples`.
-            finished: requests that end here. Every other one that sampled has a new token.
+            plan: the plan of that step.
+            sampled: new tokens, sampled and forced, of the requests that `plan.samples`; they
+                are appended to the requests' own sequences.
+            finished: requests that end here.
         """
-        ended = frozenset(finished)
-        for planned in plan.requests:
-            # An aborted id that was added again is waiting, so it is not taken for the old one.
-            request = self._running.get(planned.request_id)
-            if request is None:
+        samples = frozenset(plan.samples)
+        for request in self._in_flight.popleft():
+            name = request.request_id
+            if self._requests.get(name) is not request:
                 continue
-            request.num_computed_tokens += planned.num_new_tokens
-            token_ids = sampled.get(planned.request_id, ())
-            assert planned.samples or not token_ids, f"{planned.request_id!r} did not sample"
-            request.output_token_ids += token_ids
-            if planned.request_id in ended:
-                self._remove(request)
+            token_ids = sampled.get(name, ())
+            if name in samples:
+                request.num_pending_tokens -= 1
+                request.sequence.token_ids += token_ids
             else:
-                _check_goes_on(request)
-
-    def check(self) -> None:
-        """Recounts everything the class promises, from scratch."""
-        assert self._waiting.keys().isdisjoint(self._running.keys())
-        assert {**self._waiting, **self._running} == self._requests
-        assert all(r.status is RequestStatus.WAITING for r in self._waiting.values())
-        assert all(r.status is RequestStatus.RUNNING for r in self._running.values())
-        num_tokens = sum(r.num_prompt_tokens for r in self._waiting.values())
-        assert self._num_waiting_tokens == num_tokens, (self._num_waiting_tokens, num_tokens)
-        config = self._config
-        assert self.num_running <= min(config.max_num_requests, config.max_num_step_tokens)
-        assert self.kv_cache.request_ids == self._running.keys()
-        for request in self._running.values():
-            num_blocks = len(self.kv_cache.block_ids(request.request_id))
-            assert num_blocks * self.kv_cache.block_size >= request.num_computed_tokens
+                assert not token_ids, f"{name!r} did not sample"
+            if name in finished:
+                self._remove(request)
+                continue
             _check_goes_on(request)
-        self.kv_cache.check()
 
-    def _check_new(self, request: Request) -> None:
-        is_whole = _prompt_must_be_whole(request)
-        self.check_fits(request.max_num_tokens, is_whole, request.num_prompt_tokens)
-        if request.request_id in self._requests:
-            raise RequestError(
-                f"request id {request.request_id!r} is already in use", param="request_id"
-            )
-        assert request.status is RequestStatus.WAITING, request.status
-        _check_goes_on(request)
+    def _advance(self, request: Request, share: int, step: StepDraft) -> None:
+        """Plans tokens of a running request; preempts others, or itself, for want of blocks."""
+        if share == 1 and not request.companions and self.kv_cache.has_slot(request.sequence):
+            # Nearly all requests in nearly all steps: one more token into a block that is there.
+            step.requests.append(request)
+            self._plan_tokens(request, OWN, request.sequence, 1, step)
+            return
+        if share > self.kv_cache.block_size:  # somebody else may compute the same prompt
+            request.num_cached_tokens += self._take_hits(request)
+        counts = split(request, share)
+        if counts is None:
+            return
+        while not self._fits(request, counts):
+            victim = self._victim(request)
+            self._preempt(victim)
+            step.num_preemptions += 1
+            if victim is request:
+                return
+        self._plan(request, counts, step)
 
-    def _check_room(self, num_requests: int, num_tokens: int) -> None:
-        # First what no waiting can cure, so that no client retries for ever.
-        self.check_submission(num_requests, num_tokens)
-        config = self._config
-        for unit, limit, num_queued, num_added in (
-            ("requests", config.max_queued_requests, self.num_waiting, num_requests),
-            ("tokens", config.max_queued_tokens, self.num_waiting_tokens, num_tokens),
-        ):
-            if num_queued + num_added > limit:
-                raise QueueFullError(
-                    f"the queue holds {num_queued} {unit}; {num_added} more would exceed its "
-                    f"limit of {limit} (max_queued_{unit})",
-                    retry_after_s=RETRY_AFTER_S,
-                )
+    def _start_waiting(self, step: StepDraft) -> None:
+        """Starts waiting requests, oldest first, while there are slots, tokens and blocks."""
+        while step.budget > 0:
+            request = self._waiting.peek()
+            if request is None or request.num_pending_tokens:
+                return  # nobody waits, or one that was preempted with a token in flight
+            if self._num_sequences + request.num_sequences > self._max_sequences:
+                return
+            num_hits = self._take_hits(request)
+            counts = split(request, step.budget)
+            is_careful = request.num_preemptions >= MAX_PREEMPTIONS
+            if counts is None or not self._has_room(request, is_careful):
+                self._release(request)
+                return
+            self._start(request)
+            request.num_cached_tokens += num_hits
+            if not request.num_preemptions and request.params.prompt_logprobs is None:
+                step.num_cache_queries += request.num_prompt_tokens
+                step.num_cache_hits += num_hits
+            if is_careful:
+                grown = self.kv_cache.grow(request.sequence, request.max_num_tokens)
+                assert grown is not None
+                step.copies += grown
+            self._plan(request, counts, step)
+            self._start_followers(step)
 
-    def _admit(self, request: Request) -> None:
-        self._leave_queue(request)
-        self._running[request.request_id] = request
-        request.status = RequestStatus.RUNNING
-        self.kv_cache.admit(request.request_id, request.max_num_tokens)
+    def _start_followers(self, step: StepDraft) -> None:
+        """Starts the followers of requests that reached the end of their prompts."""
+        for leader in step.leaders:
+            for follower in self._waiting.take_followers(leader.request_id):
+                self._fork(leader, follower, step)
+        step.leaders.clear()
 
-    def _plan(self, request: Request, num_new_tokens: int) -> PlannedRequest:
-        assert num_new_tokens >= 1, f"{request.request_id!r} was planned before its last update"
-        start = request.num_computed_tokens
-        stop = start + num_new_tokens
-        self.kv_cache.grow(request.request_id, stop)
-        return PlannedRequest(
-            request_id=request.request_id,
-            start=start,
-            num_new_tokens=num_new_tokens,
-            block_ids=self.kv_cache.block_ids(request.request_id),
-            samples=stop == request.num_tokens,
+    def _has_room(self, request: Request, whole_course: bool) -> bool:
+        """Whether a request can start: all its known tokens, and a block for each that runs.
+
+        A request that just fits would be preempted as soon as another grows.
+        """
+        new_blocks = self.kv_cache.num_new_blocks
+        num_tokens = request.max_num_tokens if whole_course else request.num_tokens + 1
+        needed = new_blocks(request.sequence, min(num_tokens, request.max_num_tokens))
+        # Room for its companions is kept even while it has none.
+        size = request.max_num_companion_tokens
+        needed += sum(new_blocks(companion, size) for companion in request.companions)
+        num_absent = request.num_companions - len(request.companions)
+        needed += num_absent * self.kv_cache.blocks_for(size)
+        if self._running:
+            needed += self._num_sequences
+        return needed <= self.kv_cache.num_free_blocks
+
+    def _plan(self, request: Request, counts: Sequence[int], step: StepDraft) -> None:
+        """Grows a request by `counts` and puts it into the step; blocks are known to suffice."""
+        step.requests.append(request)
+        sequences = (request.sequence, *request.companions)
+        for index, (sequence, count) in enumerate(zip(sequences, counts, strict=True), start=OWN):
+            if count:
+                copies = self.kv_cache.grow(sequence, sequence.num_computed_tokens + count)
+                assert copies is not None, "blocks were counted wrongly"
+                step.copies += copies
+                self._plan_tokens(request, index, sequence, count, step)
+        if not any(counts):
+            self._plan_sample(request, step)
+
+    def _plan_tokens(
+        self, request: Request, index: int, sequence: TokenSequence, count: int, step: StepDraft
+    ) -> None:
+        """Puts tokens into the step whose blocks are there, and a sample if they are the last."""
+        start = sequence.num_computed_tokens
+        sequence.num_computed_tokens = start + count
+        self.kv_cache.commit(sequence)
+        step.sequences.append(
+            PlannedSequence(request.request_id, index, start, count, sequence.blocks)
         )
+        step.budget -= count
+        if num_missing(request) == 0:
+            self._plan_sample(request, step)
+
+    def _plan_sample(self, request: Request, step: StepDraft) -> None:
+        step.samples.append(request.request_id)
+        request.num_pending_tokens += 1
+        if self._waiting.has_followers(request.request_id):
+            step.leaders.append(request)
+
+    def _fork(self, leader: Request, follower: Request, step: StepDraft) -> None:
+        """Starts a follower from the end of its leader's prompt, or queues it on its own."""
+        num_companion_tokens = sum(c.num_tokens for c in follower.companions)
+        blocks_for = self.kv_cache.blocks_for
+        num_companion_blocks = sum(blocks_for(c.num_tokens) for c in follower.companions)
+        oldest = self._waiting.peek()
+        if (
+            (oldest is not None and _age(oldest) < _age(follower))
+            or self._num_sequences + follower.num_sequences > self._max_sequences
+            or num_companion_tokens > step.budget
+            or num_companion_blocks > self.kv_cache.num_free_blocks
+        ):
+            self._waiting.release(follower)
+            return
+        self._start(follower)
+        self.kv_cache.fork(leader.sequence, follower.sequence)
+        step.forks[follower.request_id] = leader.request_id
+        self._plan(follower, [0, *(c.num_tokens for c in follower.companions)], step)
+
+    # --- blocks ------------------------------------------------------------------------------
+
+    def _take_hits(self, request: Request) -> int:
+        """Spares a request what is computed already; one whose prompt is scored needs it all.
+
+        Returns:
+            Prompt tokens that it need not compute, unless it was preempted and had them once.
+        """
+        if request.params.prompt_logprobs is not None:
+            return 0
+        start = request.sequence.num_computed_tokens
+        stop = start + self.kv_cache.take_hits(request.sequence)
+        for companion in request.companions:
+            self.kv_cache.take_hits(companion)
+        return (
+            0 if request.num_preemptions else max(0, min(stop, request.num_prompt_tokens) - start)
+        )
+
+    def _fits(self, request: Request, counts: Sequence[int]) -> bool:
+        needed = sum(
+            self.kv_cache.num_new_blocks(sequence, sequence.num_computed_tokens + count)
+            for sequence, count in zip((request.sequence, *request.companions), counts, strict=True)
+            if count
+        )
+        return needed <= self.kv_cache.num_free_blocks
+
+    def _victim(self, request: Request) -> Request:
+        """Who gives up blocks for a running request: the youngest one after it, else itself.
+
+        Those that were preempted too often are spared, but not by the oldest of all, which must
+        get on whatever happens.
+        """
+        candidates = list(self._running.values())
+        younger = candidates[candidates.index(request) + 1 :]
+        for candidate in reversed(younger):
+            if candidate.num_preemptions < MAX_PREEMPTIONS:
+                return candidate
+        if younger and candidates[0] is request:
+            return younger[-1]
+        return request
+
+    def _preempt(self, request: Request) -> None:
+        """Sends a running request back to the queue; what it computed is computed again."""
+        self._stop(request)
+        request.num_preemptions += 1
+        request.status = RequestStatus.WAITING
+        self._waiting.put_back(request)
+
+    def _release(self, request: Request) -> None:
+        for sequence in (request.sequence, *request.companions):
+            self.kv_cache.release(sequence)
+
+    # --- states ------------------------------------------------------------------------------
+
+    @property
+    def _max_sequences(self) -> int:
+        return min(self._config.max_num_requests, self._config.max_num_step_tokens)
+
+    def _start(self, request: Request) -> None:
+        self._waiting.remove(request)
+        youngest = next(reversed(self._running.values()), None)
+        if youngest is not None and _age(request) < _age(youngest):
+            self._is_sorted = False
+        self._running[request.request_id] = request
+        self._num_sequences += request.num_sequences
+        request.status = RequestStatus.RUNNING
+
+    def _stop(self, request: Request) -> None:
+        del self._running[request.request_id]
+        self._num_sequences -= request.num_sequences
+        self._release(request)
 
     def _remove(self, request: Request) -> None:
         del self._requests[request.request_id]
         if request.status is RequestStatus.WAITING:
-            self._leave_queue(request)
+            self._waiting.remove(request)
         else:
-            del self._running[request.request_id]
-            self.kv_cache.free(request.request_id)
+            self._stop(request)
+        self._waiting.replace_leader(request.request_id)
         request.status = RequestStatus.FINISHED
 
-    def _leave_queue(self, request: Request) -> None:
-        del self._waiting[request.request_id]
-        self._num_waiting_tokens -= request.num_prompt_tokens
+    def check(self) -> None:
+        """Recounts everything the class promises, from scratch."""
+        waiting = {n: r for n, r in self._requests.items() if n not in self._running}
+        assert all(name in self._waiting for name in waiting)
+        assert len(self._waiting) == len(waiting)
+        assert self._running.keys() <= self._requests.keys()
+        assert all(r.status is RequestStatus.WAITING for r in waiting.values())
+        assert all(r.status is RequestStatus.RUNNING for r in self._running.values())
+        num_sequences = sum(r.num_sequences for r in self._running.values())
+        assert self._num_sequences == num_sequences <= self._max_sequences
+        self._waiting.check()
+        for request in self._requests.values():
+            assert len(request.companions) in (0, request.num_companions)
+            if not self._in_flight:
+                assert not request.num_pending_tokens
+                _check_goes_on(request)
+            if request.status is RequestStatus.WAITING:
+                for sequence in (request.sequence, *request.companions):
+                    assert not sequence.blocks and not sequence.num_computed_tokens
+        self.kv_cache.check(
+            sequence
+            for request in self._running.values()
+            for sequence in (request.sequence, *request.companions)
+        )
 
 
-def _num_missing_tokens(request: Request) -> int:
-    return request.num_tokens - request.num_computed_tokens
-
-
-def _prompt_must_be_whole(request: Request) -> bool:
-    """Expert choice ranks a prompt's tokens against each other, so it needs them together."""
-    return request.prompt_routing is RoutingPolicy.EXPERT_CHOICE
-
-
-def _fit(request: Request, budget: int) -> int:
-    """New tokens that a step with room for `budget` computes; 0 when it must wait."""
-    num_new_tokens = min(_num_missing_tokens(request), budget)
-    reached = request.num_computed_tokens + num_new_tokens
-    if _prompt_must_be_whole(request) and reached < request.num_prompt_tokens:
-        return 0
-    return num_new_tokens
+def _age(request: Request) -> tuple[int, int]:
+    return request.params.priority, request.arrival_order
 
 
 def _check_goes_on(request: Request) -> None:
     """Checks that there is something left to compute, and room for it."""
-    assert request.num_computed_tokens < request.num_tokens <= request.max_num_tokens, (
-        f"{request.request_id!r}: {request.num_computed_tokens} of {request.num_tokens} tokens "
-        f"are computed, the limit is {request.max_num_tokens}"
+    num_computed = request.sequence.num_computed_tokens
+    assert num_computed < request.num_tokens + request.num_pending_tokens, (
+        f"{request.request_id!r}: all of {request.num_tokens} tokens are computed"
+    )
+    assert request.num_tokens <= request.max_num_tokens, (
+        f"{request.request_id!r}: {request.num_tokens} tokens exceed {request.max_num_tokens}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,18 @@ class KVStorage:
             layer: torch.zeros(shape[1], dtype=torch.bool, device=device)
             for layer in (depth.layers if depth is not None else ())
         }
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (from, to) each, in all layers."""
+        if not copies:
+            return
+        source, target = torch.tensor(copies, device=self.k.device).unbind(1)
+        for memory in (self.k, self.v):
+            blocks = memory.view(len(memory), -1, self.block_size, *memory.shape[2:])
+            blocks[:, target] = blocks[:, source]
+        for taken in self.taken.values():
+            flags = taken.view(-1, self.block_size)
+            flags[target] = flags[source]
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -1,6 +1,6 @@
 """Attention of one step straight over paged K/V, in plain torch.
 
-The tables that every layer needs are laid out once, when the step's inputs are built. Requests
+The tables that every layer needs are laid out once, when the step's inputs are built. Sequences
 with one new token (decode) share one call over a padded table; longer chunks run one by one.
 """
 
@@ -18,7 +18,7 @@ from momaserve.runner.kv_storage import KVStorage
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows [first, first + count) of the step belong to one request."""
+    """Rows [first, first + count) of the step belong to one sequence."""
 
     first: int
     count: int
@@ -29,7 +29,7 @@ class _Chunk:
 
 
 class PagedAttention:
-    """Writes the step's K/V into their slots, then attends over each request's blocks."""
+    """Writes the step's K/V into their slots, then attends over each sequence's blocks."""
 
     def __init__(self, plan: StepPlan, storage: KVStorage) -> None:
         self._storage = storage
@@ -40,21 +40,21 @@ class PagedAttention:
         decode_slots: list[Tensor] = []
         self._chunks: list[_Chunk] = []
         row = 0
-        for request in plan.requests:
-            length = request.start + request.num_new_tokens
-            blocks = torch.tensor(request.block_ids, dtype=torch.int64)
+        for planned in plan.sequences:
+            length = planned.start + planned.num_new_tokens
+            blocks = torch.tensor(planned.blocks, dtype=torch.int64)
             slots = (blocks.unsqueeze(1) * storage.block_size + offsets).flatten()[:length]
-            slot_mapping.append(slots[request.start :])
-            if request.num_new_tokens == 1:
+            slot_mapping.append(slots[planned.start :])
+            if planned.num_new_tokens == 1:
                 decode_rows.append(row)
                 decode_slots.append(slots)
             else:
                 mask = None
-                if request.start:
-                    ends = torch.arange(request.start, length).unsqueeze(1)
+                if planned.start:
+                    ends = torch.arange(planned.start, length).unsqueeze(1)
                     mask = (torch.arange(length).unsqueeze(0) <= ends).to(device)
-                self._chunks.append(_Chunk(row, request.num_new_tokens, slots.to(device), mask))
-            row += request.num_new_tokens
+                self._chunks.append(_Chunk(row, planned.num_new_tokens, slots.to(device), mask))
+            row += planned.num_new_tokens
         self._slot_mapping = torch.cat(slot_mapping).to(device)
         self._decode_rows = torch.tensor(decode_rows, dtype=torch.int64, device=device)
         lengths = torch.tensor([len(s) for s in decode_slots], dtype=torch.int64)

@@ -1,16 +1,19 @@
-"""Runs one planned step on the device: inputs, forward pass, head, log-probabilities, sampling."""
+"""Runs one planned step on the device: inputs, forward pass, head, log-probabilities, sampling.
+
+`execute` starts a step and `RunningStep.result` waits for it; in between, on a device of its own,
+the next step can be planned and started.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from momaserve.core.plan import PlannedRequest, StepPlan
-from momaserve.models.config import ModelConfig
+from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.models.moma import MomaModel
 from momaserve.outputs import TokenLogprob
 from momaserve.request import Request
@@ -93,6 +96,76 @@ class StepResult:
     routing: RoutingCounts
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Log-probabilities of tokens and of the likeliest ones, still on the device."""
+
+    token_ids: Tensor
+    """int64 [S]."""
+    logprobs: Tensor
+    """float32 [S]."""
+    top_ids: Tensor
+    """int64 [S, k], best first."""
+    top_logprobs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, token_ids: Tensor, num_top: int) -> _Table:
+        """From float32 logits [S, V], before any mask."""
+        table = logits.log_softmax(-1)
+        values, ids = table.topk(min(num_top, table.shape[1]), dim=-1)
+        chosen = table.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+        return cls(token_ids, chosen, ids, values)
+
+    def entries(self) -> list[TokenLogprob]:
+        return [
+            TokenLogprob(token, value, tuple(zip(ids, values, strict=True)))
+            for token, value, ids, values in zip(
+                self.token_ids.tolist(),
+                self.logprobs.tolist(),
+                self.top_ids.tolist(),
+                self.top_logprobs.tolist(),
+                strict=True,
+            )
+        ]
+
+
+class RunningStep:
+    """A step that was started; what it samples may be used on the device before it is known."""
+
+    def __init__(self, names: Sequence[str], counter: RoutingCounter | None) -> None:
+        self._names = tuple(names)
+        self._counter = counter
+        self._token_ids = torch.empty(0, dtype=torch.int64)
+        self._is_finite = torch.empty(0, dtype=torch.bool)
+        self._logprobs: dict[str, _Table] = {}
+        self._prompt_logprobs: dict[str, list[_Table]] = {}
+
+    @property
+    def sampling(self) -> dict[str, Tensor]:
+        """Token ids that are being sampled, int64 [1] each, on the device."""
+        return {name: self._token_ids[i : i + 1] for i, name in enumerate(self._names)}
+
+    def result(self) -> StepResult:
+        """Wait until the step has run."""
+        counter = self._counter
+        result = StepResult(routing=NO_COUNTS if counter is None else counter.counts())
+        for name, tables in self._prompt_logprobs.items():
+            entries = [entry for table in tables for entry in table.entries()]
+            result.prompt_logprobs[name] = entries
+            if not all(math.isfinite(entry.logprob) for entry in entries):
+                result.broken.add(name)
+        for name, token, is_finite in zip(
+            self._names, self._token_ids.tolist(), self._is_finite.tolist(), strict=True
+        ):
+            if not is_finite:
+                result.broken.add(name)
+                continue
+            result.sampled[name] = token
+            if name in self._logprobs:
+                (result.logprobs[name],) = self._logprobs[name].entries()
+        return result
+
+
 class Runner:
     """Owns the model, the KV memory and the sampler."""
 
@@ -101,10 +174,6 @@ class Runner:
         self.storage = storage
         self._sampler = sampler
 
-    @property
-    def _config(self) -> ModelConfig:
-        return self.model.config
-
     @torch.inference_mode()
     def execute(
         self,
@@ -112,80 +181,103 @@ class Runner:
         requests: Mapping[str, Request],
         rows: Mapping[str, SampleRow],
         *,
+        scored: Collection[str] = (),
+        after: RunningStep | None = None,
         count_routing: bool = True,
-    ) -> StepResult:
-        """Compute a step.
+    ) -> RunningStep:
+        """Start a step.
 
         Args:
             rows: how each request that gets a token is sampled.
+            scored: requests whose prompt tokens get log-probabilities.
+            after: the step in flight, whose samples this one computes.
             count_routing: whether somebody reads the routing counts; without, they are empty.
         """
+        self.storage.copy_blocks(plan.copies)
         counter = RoutingCounter() if count_routing else None
-        batch = build_batch(plan, requests, self._config, self.storage, counter)
+        batch = build_batch(
+            plan,
+            requests,
+            self.model.config,
+            self.storage,
+            counter,
+            None if after is None else after.sampling,
+        )
         hidden = self.model(batch)  # [T, D]
-        result = StepResult(routing=NO_COUNTS if counter is None else counter.counts())
-        last_rows: list[int] = []
+        step = RunningStep(tuple(rows), counter)
+        last_row: dict[tuple[str, int], int] = {}
         row = 0
-        for planned in plan.requests:
+        for planned in plan.sequences:
             request = requests[planned.request_id]
-            if request.params.prompt_logprobs is not None:
+            if planned.companion == OWN and planned.request_id in scored:
                 chunk = hidden[row : row + planned.num_new_tokens]
-                entries = self._prompt_logprobs(planned, request, chunk)
-                result.prompt_logprobs[planned.request_id] = entries
-                if not all(math.isfinite(entry.logprob) for entry in entries):
-                    result.broken.add(planned.request_id)
+                tables = self._score_prompt(planned, request, chunk)
+                step._prompt_logprobs[planned.request_id] = tables
             row += planned.num_new_tokens
-            if planned.request_id in rows:
-                last_rows.append(row - 1)
+            last_row[planned.request_id, planned.companion] = row - 1
         if rows:
-            self._sample(hidden[last_rows], requests, rows, result)
-        return result
+            self._sample(hidden, last_row, plan, requests, rows, step)
+        return step
 
     def _sample(
         self,
         hidden: Tensor,
+        last_row: Mapping[tuple[str, int], int],
+        plan: StepPlan,
         requests: Mapping[str, Request],
         rows: Mapping[str, SampleRow],
-        result: StepResult,
+        step: RunningStep,
     ) -> None:
-        logits = self.model.logits(hidden)
-        is_finite = logits.isfinite().all(-1)
-        if not bool(is_finite.all()):
-            healthy = [name for name, ok in zip(rows, is_finite.tolist(), strict=True) if ok]
-            result.broken |= rows.keys() - set(healthy)
-            rows = {name: rows[name] for name in healthy}
-            logits = logits[is_finite]
-        sampled = self._sampler.sample(logits, list(rows.values())) if rows else []
-        result.sampled = dict(zip(rows, sampled, strict=True))
-        for index, (request_id, token) in enumerate(result.sampled.items()):
-            num_top = requests[request_id].params.logprobs
+        own = [last_row[plan.forks.get(name, name), OWN] for name in rows]
+        guided = [
+            (index, last_row[name, companion], row.guidance_scale)
+            for index, (name, row) in enumerate(rows.items())
+            for companion in range(len(requests[name].companions))
+        ]
+        all_logits = self.model.logits(hidden[own + [row for _, row, _ in guided]])
+        logits = all_logits[: len(own)]
+        combined = guide(logits, all_logits[len(own) :], guided)
+        is_finite = combined.isfinite().all(-1)
+        # A broken row is sampled all the same, so that nobody has to wait for the question.
+        combined = combined.masked_fill(~is_finite.unsqueeze(1), 0.0)
+        token_ids = self._sampler.sample(combined, list(rows.values()))
+        step._token_ids, step._is_finite = token_ids, is_finite
+        for index, name in enumerate(rows):
+            num_top = requests[name].params.logprobs
             if num_top is not None:
-                entry = _logprobs(logits[index : index + 1], [token], num_top)
-                result.logprobs[request_id] = entry[0]
+                mine = slice(index, index + 1)
+                step._logprobs[name] = _Table.of(logits[mine], token_ids[mine], num_top)
 
-    def _prompt_logprobs(
-        self, planned: PlannedRequest, request: Request, hidden: Tensor
-    ) -> list[TokenLogprob]:
+    def _score_prompt(
+        self, planned: PlannedSequence, request: Request, hidden: Tensor
+    ) -> list[_Table]:
         """Log-probabilities of the prompt tokens after positions [start, start + len(hidden))."""
         last = min(planned.start + len(hidden), request.num_prompt_tokens - 1)
-        targets = request.tokens(planned.start + 1, last + 1)
-        entries: list[TokenLogprob] = []
+        targets = torch.tensor(
+            request.sequence.token_ids[planned.start + 1 : last + 1], device=hidden.device
+        )
+        tables: list[_Table] = []
         for first in range(0, len(targets), _HEAD_ROWS):
             wanted = targets[first : first + _HEAD_ROWS]
             logits = self.model.logits(hidden[first : first + len(wanted)])
-            entries += _logprobs(logits, wanted, request.params.prompt_logprobs or 0)
-        return entries
+            tables.append(_Table.of(logits, wanted, request.params.prompt_logprobs or 0))
+        return tables
 
 
-def _logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
-    """Log-probabilities of one token per row of float32 logits [S, V]."""
-    table = logits.log_softmax(-1)
-    index = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
-    chosen = table.gather(1, index).squeeze(1).tolist()
-    values, ids = table.topk(min(num_top, table.shape[1]), dim=-1)
-    return [
-        TokenLogprob(token, value, tuple(zip(top_ids, top_values, strict=True)))
-        for token, value, top_ids, top_values in zip(
-            token_ids, chosen, ids.tolist(), values.tolist(), strict=True
-        )
-    ]
+def guide(logits: Tensor, companions: Tensor, guided: Sequence[tuple[int, int, float]]) -> Tensor:
+    """Guided logits: c + sum over companions of (scale - 1) * (c - u).
+
+    With one companion that is u + scale * (c - u), classifier-free guidance (Ho & Salimans,
+    2207.12598).
+
+    Args:
+        logits: float32 [S, V].
+        companions: float32 [C, V].
+        guided: for each companion the row of `logits` that it guides, its own row (unused
+            here), and its scale.
+    """
+    if not guided:
+        return logits
+    target = torch.tensor([index for index, _, _ in guided], device=logits.device)
+    strength = torch.tensor([scale - 1 for _, _, scale in guided], device=logits.device)
+    return logits.index_add(0, target, (logits[target] - companions) * strength.unsqueeze(1))

@@ -1,14 +1,14 @@
-"""From logits to tokens: grammar mask, temperature, top-k, top-p, min-p, and the draw.
+"""From logits to tokens: grammar mask, biases, penalties, temperature, filters, and the draw.
 
-`prepare` runs on the host and lays out one row per sampled token; `sample` runs on the device.
-The random number of a row is a pure function of (seed, token position), and no row's result
-depends on the others', so a request gets the same tokens alone and in a batch.
+Nothing here waits for the device, so the next step can be planned meanwhile. The random number
+of a row is a pure function of (seed, token position), and no row's result depends on the
+others', so a request gets the same tokens alone and in a batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,22 @@ from momaserve.sampling import Distribution
 from momaserve.tokens.grammar import Choices, GrammarSpec
 
 _CHOICE_CODES = {choice: code for code, choice in enumerate(Choices)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """What makes a row's ids less likely for having occurred."""
+
+    repetition: float
+    """Divides positive and multiplies negative logits of ids in prompt or answer; above 0."""
+    presence: float
+    """Is subtracted from the logits of ids in the answer."""
+    frequency: float
+    """The same, once per occurrence."""
+    prompt_ids: Collection[int]
+    """Distinct ids of the prompt."""
+    output_counts: Mapping[int, int]
+    """How often each id occurs in the answer so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +47,10 @@ class SampleRow:
     """Position of the token to be drawn in its sequence."""
     bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit); -inf bans it."""
+    penalties: Penalties | None = None
+    """None where there are none, as for every image code."""
+    guidance_scale: float = 1.0
+    """Of the companions that the row's request has; the runner combines their logits."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -63,31 +83,81 @@ class Sampler:
     def __init__(self, spec: GrammarSpec, device: torch.device) -> None:
         self._masks = grammar_masks(spec).to(device)
 
-    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
-        """Token ids drawn from float32 logits [S, V], one per row."""
+    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+        """Token ids, int64 [S], drawn from float32 logits [S, V], one per row."""
         device = logits.device
         codes = torch.tensor([_CHOICE_CODES[row.choices] for row in rows], device=device)
         scores = logits.masked_fill(~self._masks[codes], float("-inf"))
-        _add_biases(scores, rows)
+        scores = _biased(scores, rows)
+        _penalise(scores, rows)
         greedy = scores.argmax(-1)
         chosen = greedy.clone()
         for indices, keep in _groups(rows):
             index = torch.tensor(indices, device=device)
             some = [rows[i] for i in indices]
             chosen[index] = _draw(scores[index], some, keep)
-        result: list[int] = chosen.tolist()
-        return result
+        return chosen
 
 
-def _add_biases(scores: Tensor, rows: Sequence[SampleRow]) -> None:
-    entries = [(i, token, value) for i, row in enumerate(rows) for token, value in row.bias]
-    if entries:
-        where, tokens, values = zip(*entries, strict=True)
-        index = (
-            torch.tensor(where, device=scores.device),
-            torch.tensor(tokens, device=scores.device),
+def _biased(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Masked scores [S, V] plus the rows' biases.
+
+    A row whose every id is banned keeps its scores: something must be drawn, and it must be
+    something that the grammar allows.
+    """
+    biased_rows = [(i, row.bias) for i, row in enumerate(rows) if row.bias]
+    if not biased_rows:
+        return scores
+    entries = _entries(
+        [(i, [token for token, _ in bias]) for i, bias in biased_rows], scores.device
+    )
+    values = [value for _, bias in biased_rows for _, value in bias]
+    added = torch.tensor(values, dtype=scores.dtype, device=scores.device)
+    biased = scores.index_put(entries, added, accumulate=True)
+    if float("-inf") not in values:
+        return biased
+    is_empty = biased.amax(-1, keepdim=True) == float("-inf")
+    return torch.where(is_empty, scores, biased)
+
+
+def _penalise(scores: Tensor, rows: Sequence[SampleRow]) -> None:
+    """Applies the rows' penalties to masked and biased scores [S, V], in place.
+
+    Repetition is that of CTRL (Keskar et al., 1909.05858, section 4.1), except that negative
+    logits are multiplied, since dividing them would make an id likelier. Presence and frequency
+    are OpenAI's. Only entries of ids that occurred are read and written; -inf stays -inf.
+    """
+    penalised = [(i, row.penalties) for i, row in enumerate(rows) if row.penalties is not None]
+    repeated = [(i, p) for i, p in penalised if p.repetition != 1]
+    if repeated:
+        # An id of both prompt and answer is there twice, and gets the same value twice.
+        entries = _entries(
+            [(i, (*p.prompt_ids, *p.output_counts)) for i, p in repeated], scores.device
         )
-        scores.index_put_(index, torch.tensor(values, device=scores.device), accumulate=True)
+        factors = [1.0 if row.penalties is None else row.penalties.repetition for row in rows]
+        factor = torch.tensor(factors, dtype=torch.float64, device=scores.device)[entries[0]]
+        found = scores[entries].double()  # in float32 a tiny factor would become 0
+        limit = torch.finfo(scores.dtype).max
+        changed = torch.where(found > 0, found / factor, found * factor).clamp(-limit, limit)
+        changed.masked_fill_(found == float("-inf"), float("-inf"))
+        scores.index_put_(entries, changed.to(scores.dtype))
+    counted = [(i, p) for i, p in penalised if p.presence or p.frequency]
+    if counted:
+        entries = _entries([(i, p.output_counts) for i, p in counted], scores.device)
+        losses = [
+            p.presence + p.frequency * n for _, p in counted for n in p.output_counts.values()
+        ]
+        scores[entries] -= torch.tensor(losses, dtype=scores.dtype, device=scores.device)
+
+
+def _entries(
+    ids_of_rows: Sequence[tuple[int, Collection[int]]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries of [S, V] that belong to (row, its ids)."""
+    lengths = torch.tensor([len(ids) for _, ids in ids_of_rows])
+    where = torch.tensor([row for row, _ in ids_of_rows]).repeat_interleave(lengths)
+    tokens = torch.tensor([t for _, ids in ids_of_rows for t in ids], dtype=torch.int64)
+    return where.to(device), tokens.to(device)
 
 
 def _groups(rows: Sequence[SampleRow]) -> Iterable[tuple[list[int], str]]:
@@ -126,8 +196,9 @@ def _draw(scores: Tensor, rows: Sequence[SampleRow], keep: str) -> Tensor:
     ids: Tensor | None = None
     if keep == "top_k":
         size = scores.shape[1]
-        counts = column((min(r.distribution.top_k, size) for r in rows), torch.int64)
-        ids = _best_ids(scores, int(counts.max()))
+        sizes = [min(r.distribution.top_k, size) for r in rows]
+        counts = column(sizes, torch.int64)
+        ids = _best_ids(scores, max(sizes))
         rank = torch.arange(ids.shape[1], device=device)
         scaled = scaled.gather(1, ids).masked_fill(rank >= counts, float("-inf"))
     elif keep == "sorted":

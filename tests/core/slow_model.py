@@ -1,106 +1,190 @@
-"""A slow, obvious scheduler: it recounts everything it needs each time it is asked.
+"""What memory and answers must be, written as plainly as possible; shares no code with core.
 
-It shares no code with momaserve.core and says nothing about block ids. `KVMemory` checks those
-by content: what a request wrote at a position must still be there when the position is read.
+`KVMemory` holds, instead of keys and values, the identity of what they were computed from:
+everything that the K/V of a position depend on. A block that is shared, copied, evicted or
+written by mistake shows as another identity. `Course` is the model: a pure function from the
+identities of a request's last tokens to its next ones.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from momaserve.core.plan import StepPlan
+from momaserve.core.plan import PlannedSequence, StepPlan
+
+BOS, BEGIN, END, EOS = 100, 101, 102, 103
+TEXT = (10, 11, 12)
+CODES = (20, 21)
+POLICIES = ("causal", "calibrated", "expert_choice")
+SALTS = (None, "red", "blue")
 
 
-@dataclass
-class SlowRequest:
-    request_id: str
-    num_prompt: int
-    num_tokens: int
-    max_num_tokens: int
-    whole: bool
-    num_computed: int = 0
-    running: bool = False
+@dataclass(frozen=True)
+class Submission:
+    """What a client asks for; `n` answers to one prompt."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    n: int = 1
+    seed: int = 0
+    salt: str | None = None
+    priority: int = 0
+    routing: str = "causal"
+    prompt_routing: str = "causal"
+    num_companions: int = 0
+    num_codes: int = 0
+    """Codes of each of its pictures; a guided request may draw several."""
+    opens_picture: bool = False
+    """`BEGIN` is forced behind the prompt. A prompt may also end with it."""
+    has_bursts: bool = False
+    """Now and then a token brings a forced one along."""
+    prompt_logprobs: int | None = None
 
     @property
-    def missing(self) -> int:
-        return self.num_tokens - self.num_computed
+    def opening(self) -> tuple[int, ...]:
+        """What is forced before anything is sampled."""
+        return (BEGIN,) if self.opens_picture else ()
+
+    @property
+    def starts_in_picture(self) -> bool:
+        return (*self.prompt, *self.opening)[-1] == BEGIN
 
 
 @dataclass
-class SlowScheduler:
-    num_blocks: int
-    block_size: int
-    max_num_requests: int
-    max_num_step_tokens: int
-    max_queued_requests: int
-    max_queued_tokens: int
+class Ghost:
+    """A sequence as the device sees it: every token there is, and each one's identity."""
 
-    def __post_init__(self) -> None:
-        self.requests: list[SlowRequest] = []  # in order of arrival, waiting and running
+    root: int
+    num_prompt: int
+    prompt_routing: str
+    routing: str
+    identities: list[int] = field(default_factory=list)
 
-    def get(self, request_id: str) -> SlowRequest | None:
-        return next((r for r in self.requests if r.request_id == request_id), None)
+    def add(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            is_prompt = len(self.identities) < self.num_prompt
+            policy = self.prompt_routing if is_prompt else self.routing
+            before = self.identities[-1] if self.identities else self.root
+            self.identities.append(hash((before, token_id, POLICIES.index(policy))))
 
-    def running(self) -> list[SlowRequest]:
-        return [r for r in self.requests if r.running]
 
-    def waiting(self) -> list[SlowRequest]:
-        return [r for r in self.requests if not r.running]
+class Course:
+    """One answer on its way; `number` tells submissions apart, `index` the answers of one."""
 
-    def blocks(self, num_tokens: int) -> int:
-        return math.ceil(num_tokens / self.block_size)
-
-    def has_room_for(self, new: list[SlowRequest]) -> bool:
-        queue = self.waiting() + new
-        return (
-            len(queue) <= self.max_queued_requests
-            and sum(r.num_prompt for r in queue) <= self.max_queued_tokens
+    def __init__(self, submission: Submission, number: int, index: int) -> None:
+        self.submission = submission
+        self.seed = submission.seed + index
+        salt = SALTS.index(submission.salt)
+        self._companion_root = hash((salt,))
+        is_whole = submission.prompt_routing == "expert_choice"
+        root = hash((salt, number)) if is_whole else hash((salt,))
+        self.main = Ghost(
+            root, len(submission.prompt), submission.prompt_routing, submission.routing
         )
+        self.companions: list[Ghost] = []
+        self.output: list[int] = []
+        self.codes_left = 0
+        self.main.add(submission.prompt)
+        if submission.prompt[-1] == BEGIN:
+            self._begin_picture()
+        self.append(submission.opening)
 
-    def schedule(self) -> list[tuple[str, int, int, bool]]:
-        """Rows (id, start, new tokens, samples) of the next step; admits."""
-        rows: list[tuple[SlowRequest, int]] = []
-        order = sorted(self.running(), key=lambda r: r.missing)
-        for request in order:
-            others = len(order) - len(rows) - 1
-            left = self.max_num_step_tokens - sum(n for _, n in rows) - others
-            rows.append((request, min(request.missing, left)))
-        for request in self.waiting():
-            left = self.max_num_step_tokens - sum(n for _, n in rows)
-            new = min(request.missing, left)
-            reserved = sum(self.blocks(r.max_num_tokens) for r in self.running())
-            if (
-                len(self.running()) == self.max_num_requests
-                or new == 0
-                or (request.whole and new < request.num_prompt)
-                or reserved + self.blocks(request.max_num_tokens) > self.num_blocks
-            ):
-                break
-            request.running = True
-            rows.append((request, new))
-        return [(r.request_id, r.num_computed, n, n == r.missing) for r, n in rows]
+    @property
+    def is_full(self) -> bool:
+        return len(self.output) >= self.submission.max_tokens
 
-    def num_used_blocks(self) -> int:
-        return sum(self.blocks(r.num_computed) for r in self.running())
+    def append(self, token_ids: Sequence[int]) -> None:
+        """The tokens become part of the answer, and those of a picture of its companions."""
+        for token_id in token_ids:
+            self.output.append(token_id)
+            self.main.add([token_id])
+            if token_id == BEGIN:
+                self._begin_picture()
+            elif token_id in CODES:
+                self.codes_left -= 1
+                for companion in self.companions:
+                    companion.add([token_id])
+            elif token_id == END:
+                self.companions = []
+
+    def _begin_picture(self) -> None:
+        self.codes_left = self.submission.num_codes
+        for index in range(self.submission.num_companions):
+            companion = Ghost(self._companion_root, 2, "causal", "causal")
+            companion.add(companion_prompt(index))
+            self.companions.append(companion)
+
+    def next_tokens(self, last: Sequence[int]) -> list[int]:
+        """What follows, from the identities of the last tokens of the answer and companions."""
+        asked = self.submission
+        number = hash((self.seed, *last)) >> 8
+        room = asked.max_tokens - len(self.output)
+        if room == 0:
+            return []
+        if self.codes_left:
+            code = CODES[number % 2]
+            return [code, END] if self.codes_left == 1 else [code]
+        dice = number % 16
+        if asked.num_codes and dice < 4 and room >= asked.num_codes + 2:
+            return [BEGIN]
+        if asked.has_bursts and dice < 4 and room >= 2:
+            return [TEXT[0], TEXT[dice % 3]]
+        if dice == 15:
+            return [EOS]
+        return [TEXT[number // 16 % 3]]
+
+
+def companion_prompt(index: int) -> tuple[int, int]:
+    return (BOS + 10 * index, BEGIN)
+
+
+def whole_answer(submission: Submission, number: int, index: int) -> list[int]:
+    """The answer of a request that nobody disturbs."""
+    course = Course(submission, number, index)
+    while not course.is_full and EOS not in course.output:
+        ghosts = (course.main, *course.companions)
+        course.append(course.next_tokens([g.identities[-1] for g in ghosts]))
+    return course.output
 
 
 class KVMemory:
-    """The content of every slot, as (owner, position)."""
+    """One identity per slot."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
-        self._slots: dict[tuple[int, int], tuple[object, int]] = {}
+        self._blocks: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
 
-    def run(self, plan: StepPlan, owners: dict[str, object]) -> None:
-        """Writes the new positions of a step, then reads all positions up to them."""
+    def run(
+        self, plan: StepPlan, rows: Sequence[tuple[PlannedSequence, Ghost]]
+    ) -> list[tuple[int, int]]:
+        """Copies, then writes all new positions, then reads all positions up to them.
+
+        Returns:
+            Every (block, offset) that was written.
+        """
         size = self._block_size
-        for r in plan.requests:
-            for position in range(r.start, r.start + r.num_new_tokens):
-                slot = (r.block_ids[position // size], position % size)
-                self._slots[slot] = (owners[r.request_id], position)
-        for r in plan.requests:
-            for position in range(r.start + r.num_new_tokens):
-                slot = (r.block_ids[position // size], position % size)
-                owner, written = self._slots[slot]
-                assert owner is owners[r.request_id] and written == position, (r, slot)
+        targets = [target for _, target in plan.copies]
+        assert len(set(targets)) == len(targets), "a block is copied to twice"
+        contents = [list(self._blocks[source]) for source, _ in plan.copies]
+        for target, content in zip(targets, contents, strict=True):
+            self._blocks[target] = content
+        written: list[tuple[int, int]] = []
+        for row, ghost in rows:
+            for position in range(row.start, row.start + row.num_new_tokens):
+                slot = (row.blocks[position // size], position % size)
+                self._blocks[slot[0]][slot[1]] = ghost.identities[position]
+                written.append(slot)
+        assert len(set(written)) == len(written), "two rows write to one slot"
+        for row, ghost in rows:
+            stop = row.start + row.num_new_tokens
+            for index in range(-(-stop // size)):
+                expected = ghost.identities[index * size : min(stop, (index + 1) * size)]
+                found = self._blocks[row.blocks[index]][: len(expected)]
+                assert found == expected, f"{row}: block {index} holds something else"
+        return [*written, *((b, offset) for b in targets for offset in range(size))]
+
+    def spoil(self, slots: Sequence[tuple[int, int]]) -> None:
+        """What a step that failed may leave behind."""
+        for block, offset in slots:
+            self._blocks[block][offset] = None

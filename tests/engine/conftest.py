@@ -9,6 +9,7 @@ import pytest
 
 from momaserve.engine import Engine
 from tests.engine.driver import make_engine
+from tests.engine.work import Alone
 from tests.reference.checkpoints import CASES, random_checkpoint
 
 CheckpointFor = Callable[[str], Path]
@@ -32,3 +33,9 @@ def checkpoint_for(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFor:
 def engine(checkpoint_for: CheckpointFor) -> Engine:
     """A fresh engine on a model with four experts for words and four for pictures."""
     return make_engine(checkpoint_for("4t4i_post"))
+
+
+@pytest.fixture(scope="session")
+def alone(checkpoint_for: CheckpointFor) -> Alone:
+    """Answers of requests that run alone, computed once per session."""
+    return Alone(checkpoint_for)

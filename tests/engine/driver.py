@@ -63,7 +63,7 @@ def submit(
 ) -> SamplingParams:
     """Queue a prompt of token ids; `fields` are those of SamplingParams."""
     params = SamplingParams(**{"seed": 1, **fields})
-    engine.add(engine.make_requests(Prompt(tuple(prompt)), params, name))
+    engine.add(engine.make_submission(Prompt(tuple(prompt)), params, name))
     return params
 
 

@@ -166,16 +166,30 @@ def test_a_step_that_fails_does_not_end_the_thread(
         run(main(served))
 
 
-def test_a_stuck_step_is_unhealthy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_step_is_unhealthy_and_shows_its_stack(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     gate = Gate(engine)
 
     async def main(served: AsyncEngine) -> None:
+        watchdog = served._watchdog
+        assert watchdog is not None
         gate.shut()
         stream = await served.generate(PROMPT, params_of(1))
         await gate.reached()
         assert served.is_healthy
-        monkeypatch.setattr(module, "STUCK_STEP_S", 0.0)
+        watchdog.look()
+        assert not caplog.records
+        monkeypatch.setattr(watchdog, "_limit_s", 0.0)
         assert not served.is_healthy and not served.is_ready
+        watchdog.look()
+        watchdog.look()
+        assert len([r for r in caplog.records if r.levelname == "CRITICAL"]) == 1
+        assert "_gated" in capfd.readouterr().err  # where it hangs
+        monkeypatch.setattr(watchdog, "_limit_s", 120.0)
         gate.open()
         await reasons_of(stream)
         await served.drain(HANG_S)  # until no step runs
@@ -233,7 +247,7 @@ def test_snapshot_shows_the_load(checkpoint_for: CheckpointFor) -> None:
         gate.let_pass()
         await anext(stream)
         await gate.reached()
-        assert served.snapshot() == module.EngineSnapshot(2, 1, 0.5)
+        assert served.snapshot() == module.EngineSnapshot(2, 1, 0.25)  # one block, which two share
         gate.open()
         await reasons_of(stream)
 

@@ -170,7 +170,7 @@ def test_an_abort_while_generating(engine: Engine, mode: OutputMode, num_steps: 
     fields: dict[str, Any] = {"mode": mode, "max_tokens": 40, "ignore_eos": True}
     wanted = answer(engine, **fields)
     submit(engine, "a", **fields)
-    submit(engine, "b", **fields)
+    submit(engine, "b", cache_salt="another tenant", **fields)  # shares no block with a
     outputs: list[TokenOutput] = []
     for _ in range(num_steps):
         outputs += engine.step()
@@ -304,6 +304,7 @@ def test_logprobs_are_those_of_the_model_not_of_the_sampler(engine: Engine) -> N
         max_tokens=1,
         logprobs=20,
         logit_bias={other: 100.0},
+        cache_salt="computed again",
         text=Distribution(temperature=0.3, top_k=4),
     )
     (entry,) = logprobs_of(shifted)

@@ -332,11 +332,11 @@ def test_a_setting_that_cannot_work(
         make_engine(checkpoint_for("4t4i_post"), **options)
 
 
-def test_make_requests_changes_nothing(engine: Engine) -> None:
+def test_make_submission_changes_nothing(engine: Engine) -> None:
     """Any thread may call it while another steps the engine."""
-    requests = engine.make_requests(Prompt(tuple(WORDS)), SamplingParams(n=3, seed=5), "r")
-    assert [request.request_id for request in requests] == ["r-0", "r-1", "r-2"]
-    assert [request.seed for request in requests] == [5, 6, 7]
+    submission = engine.make_submission(Prompt(tuple(WORDS)), SamplingParams(n=3, seed=5), "r")
+    assert submission.request_ids == ("r-0", "r-1", "r-2")
+    assert submission.seed == 5
     assert not engine.has_work
-    fresh = [engine.make_requests(Prompt((0,)), SamplingParams(), "r")[0].seed for _ in range(2)]
+    fresh = [engine.make_submission(Prompt((0,)), SamplingParams(), "r").seed for _ in range(2)]
     assert fresh[0] != fresh[1]

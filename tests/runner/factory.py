@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from momaserve.config import RoutingPolicy
-from momaserve.core.plan import PlannedRequest
+from momaserve.core.plan import OWN, PlannedSequence
 from momaserve.models.config import ModelConfig
-from momaserve.request import Request
+from momaserve.request import Request, TokenSequence
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.sampling import SamplingParams
 from tests.models.factory import make_config
@@ -28,26 +28,22 @@ def make_request(
 ) -> Request:
     return Request(
         request_id=request_id,
-        prompt_token_ids=tuple(prompt),
+        sequence=TokenSequence(
+            token_ids=[*prompt, *output],
+            num_prompt_tokens=len(prompt),
+            routing=routing,
+            prompt_routing=prompt_routing or routing,
+        ),
         params=SamplingParams(),
         seed=0,
-        routing=routing,
-        prompt_routing=prompt_routing or routing,
         max_num_tokens=64,
-        output_token_ids=list(output),
     )
 
 
 def make_planned(
-    request_id: str, start: int, num_new_tokens: int, block_ids: Sequence[int], samples: bool = True
-) -> PlannedRequest:
-    return PlannedRequest(
-        request_id=request_id,
-        start=start,
-        num_new_tokens=num_new_tokens,
-        block_ids=tuple(block_ids),
-        samples=samples,
-    )
+    request_id: str, start: int, num_new_tokens: int, block_ids: Sequence[int], companion: int = OWN
+) -> PlannedSequence:
+    return PlannedSequence(request_id, companion, start, num_new_tokens, tuple(block_ids))
 
 
 def make_storage(config: ModelConfig | None = None, **changes: Any) -> KVStorage:

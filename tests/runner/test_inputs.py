@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from momaserve.config import RoutingPolicy
-from momaserve.core.plan import PlannedRequest, StepPlan
+from momaserve.core.plan import PlannedSequence, StepPlan
 from momaserve.layers.batch import POLICY_CODES, ForwardBatch
 from momaserve.modality import Modality
 from momaserve.models.config import ModelConfig
@@ -24,9 +24,9 @@ CONFIG = make_config()  # image ids 4..19, begin_image 21, end_image 20
 
 
 def batch_of(
-    pairs: Sequence[tuple[Request, PlannedRequest]], config: ModelConfig = CONFIG, **fields: Any
+    pairs: Sequence[tuple[Request, PlannedSequence]], config: ModelConfig = CONFIG, **fields: Any
 ) -> ForwardBatch:
-    plan = StepPlan(requests=tuple(planned for _, planned in pairs))
+    plan = StepPlan(sequences=tuple(planned for _, planned in pairs))
     requests = {request.request_id: request for request, _ in pairs}
     return build_batch(plan, requests, config, make_storage(config), fields.get("observer"))
 
@@ -44,7 +44,7 @@ def test_rows_follow_the_plan() -> None:
         [
             (decoding, make_planned("a", 4, 1, [0, 1])),
             (starting, make_planned("b", 0, 3, [2])),
-            (chunk, make_planned("c", 2, 2, [3], samples=False)),
+            (chunk, make_planned("c", 2, 2, [3])),
         ]
     )
     assert batch.token_ids.tolist() == [33, 0, 25, 26, 28, 29]
@@ -121,11 +121,3 @@ def test_a_model_without_pictures_has_text_only() -> None:
     batch = batch_of([(make_request("a", [0, 5, 20]), make_planned("a", 0, 3, [0]))], config)
     assert batch.modality.tolist() == [0, 0, 0]
     assert batch.modalities == {Modality.TEXT}
-
-
-def test_tokens_are_cut_out_of_prompt_and_output() -> None:
-    request = make_request("a", [10, 11, 12], [13, 14, 15])
-    whole = [10, 11, 12, 13, 14, 15]
-    for start in range(7):
-        for stop in range(start, 7):
-            assert request.tokens(start, stop) == whole[start:stop]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from momaserve.core.plan import PlannedRequest, StepPlan
+from momaserve.core.plan import PlannedSequence, StepPlan
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
 from tests.models.factory import make_config
@@ -25,7 +25,7 @@ BLOCKS = 24
 class Sequence:
     """One request's whole q, k, v and which of its tokens the layer takes."""
 
-    planned: PlannedRequest
+    planned: PlannedSequence
     q: Tensor
     k: Tensor
     v: Tensor
@@ -38,7 +38,7 @@ class Sequence:
     def slots(self, block_size: int) -> Tensor:
         return torch.tensor(
             [
-                self.planned.block_ids[position // block_size] * block_size + position % block_size
+                self.planned.blocks[position // block_size] * block_size + position % block_size
                 for position in range(len(self.k))
             ]
         )
@@ -102,7 +102,7 @@ def poisoned_storage(block_size: int, sequences: list[Sequence], layer: int) -> 
 
 
 def run_step(sequences: list[Sequence], storage: KVStorage, layer: int) -> Tensor:
-    plan = StepPlan(requests=tuple(sequence.planned for sequence in sequences))
+    plan = StepPlan(sequences=tuple(sequence.planned for sequence in sequences))
     attention = PagedAttention(plan, storage)
     q, k, v, taken = (
         torch.cat([getattr(sequence, name)[sequence.new] for sequence in sequences])
@@ -170,7 +170,7 @@ def test_writes_its_own_slots_of_its_own_layer_and_no_others() -> None:
 def test_one_plan_serves_all_layers() -> None:
     sequences = make_sequences(random.Random(3), [(0, 3), (0, 1), (0, 6)], 4)
     storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4)
-    attention = PagedAttention(StepPlan(requests=tuple(s.planned for s in sequences)), storage)
+    attention = PagedAttention(StepPlan(sequences=tuple(s.planned for s in sequences)), storage)
     q, k, v = (torch.cat([getattr(s, name) for s in sequences]) for name in ("q", "k", "v"))
     wanted = torch.cat([s.attended(is_depth_routed=False) for s in sequences])
     for layer in (1, 1):
@@ -196,7 +196,7 @@ def test_what_is_not_a_number_stays_with_its_own_request() -> None:
 def test_k_and_v_are_kept_in_the_type_of_the_storage() -> None:
     sequences = make_sequences(random.Random(5), [(0, 4), (0, 1)], 4)
     storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4, dtype=torch.bfloat16)
-    plan = StepPlan(requests=tuple(s.planned for s in sequences))
+    plan = StepPlan(sequences=tuple(s.planned for s in sequences))
     q, k, v = (
         torch.cat([getattr(s, name) for s in sequences]).bfloat16() for name in ("q", "k", "v")
     )

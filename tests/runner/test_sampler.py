@@ -89,7 +89,9 @@ def draw_many(
 ) -> Counter[int]:
     """Tokens drawn at `count` positions from one row of logits [V]."""
     rows = [make_row(distribution, position=i, **fields) for i in range(count)]  # type: ignore[arg-type]
-    return Counter(Sampler(WITH_IMAGES, CPU).sample(logits.expand(count, -1).clone(), rows))
+    return Counter(
+        Sampler(WITH_IMAGES, CPU).sample(logits.expand(count, -1).clone(), rows).tolist()
+    )
 
 
 def assert_frequencies(counts: Counter[int], wanted: dict[int, float]) -> None:
@@ -156,7 +158,7 @@ def test_only_allowed_ids_are_drawn(choices: Choices) -> None:
         for token in range(WITH_IMAGES.vocab_size):  # the forbidden ones look best
             if not WITH_IMAGES.allows(choices, token):
                 logits[:, token] += 50
-        for token in Sampler(WITH_IMAGES, CPU).sample(logits, rows):
+        for token in Sampler(WITH_IMAGES, CPU).sample(logits, rows).tolist():
             assert WITH_IMAGES.allows(choices, token)
 
 
@@ -176,7 +178,7 @@ def test_greedy_takes_the_best_and_the_lower_of_equals() -> None:
     logits[0, [20, 17]] = 4.0
     logits[1, 5] = 9.0  # an image id, masked; all text ids tie
     logits[2, 22] = 1e-6
-    assert Sampler(WITH_IMAGES, CPU).sample(logits, [make_row()] * 3) == [17, 2, 22]
+    assert Sampler(WITH_IMAGES, CPU).sample(logits, [make_row()] * 3).tolist() == [17, 2, 22]
 
 
 DISTRIBUTIONS = [
@@ -214,7 +216,9 @@ def test_frequencies_match_where_ids_tie(distribution: Distribution) -> None:
 def test_frequencies_over_seeds_match_too() -> None:
     logits = normal_logits(1, seed=6)
     rows = [make_row(Distribution(), seed=seed, position=11) for seed in range(3000)]
-    drawn = Counter(Sampler(WITH_IMAGES, CPU).sample(logits.expand(3000, -1).clone(), rows))
+    drawn = Counter(
+        Sampler(WITH_IMAGES, CPU).sample(logits.expand(3000, -1).clone(), rows).tolist()
+    )
     assert_frequencies(drawn, slow_candidates(logits[0].tolist(), rows[0]))
 
 
@@ -311,13 +315,13 @@ def test_a_row_does_not_depend_on_its_mates(
     if has_ties:  # as bfloat16 heads make them
         logits = logits.round()
     sampler = Sampler(LARGE, CPU)
-    alone = [sampler.sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
-    assert sampler.sample(logits, rows) == alone
-    assert sampler.sample(logits.flip(0), rows[::-1]) == alone[::-1]
+    alone = [int(sampler.sample(logits[i : i + 1], [row])) for i, row in enumerate(rows)]
+    assert sampler.sample(logits, rows).tolist() == alone
+    assert sampler.sample(logits.flip(0), rows[::-1]).tolist() == alone[::-1]
 
 
 @given(sample_rows, st.integers(0, 1000))
 def test_what_is_drawn_may_be_drawn(row: SampleRow, seed: int) -> None:
     logits = tied_logits(1, seed, LARGE.vocab_size)
-    (token,) = Sampler(LARGE, CPU).sample(logits, [row])
+    token = int(Sampler(LARGE, CPU).sample(logits, [row]))
     assert token in slow_candidates(logits[0].tolist(), row, LARGE)

@@ -1,0 +1,94 @@
+"""A step while it is being planned, and how its tokens are divided. Knows no block."""
+
+from __future__ import annotations
+
+from momaserve.config import RoutingPolicy
+from momaserve.core.plan import PlannedSequence, StepPlan
+from momaserve.request import Request, TokenSequence
+
+
+class StepDraft:
+    """What is planned so far, and the tokens that are left."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.room = budget
+        self.requests: list[Request] = []
+        self.sequences: list[PlannedSequence] = []
+        self.samples: list[str] = []
+        self.leaders: list[Request] = []
+        """Requests of `samples` whose followers may start now."""
+        self.forks: dict[str, str] = {}
+        self.copies: list[tuple[int, int]] = []
+        self.num_preemptions = 0
+        self.num_cache_queries = 0
+        self.num_cache_hits = 0
+
+    def plan(self) -> StepPlan:
+        return StepPlan(
+            sequences=tuple(self.sequences),
+            samples=tuple(self.samples),
+            forks=self.forks,
+            copies=tuple(self.copies),
+            num_tokens=self.room - self.budget,
+            num_preemptions=self.num_preemptions,
+            num_cache_queries=self.num_cache_queries,
+            num_cache_hits=self.num_cache_hits,
+        )
+
+
+def share_budget(missing: list[tuple[Request, int]], budget: int) -> list[tuple[Request, int]]:
+    """How many of its missing tokens each running request may compute; order stays.
+
+    Fewest missing tokens first: decoding is not slowed by a long prompt, which gets what is
+    left. One token is kept for each sequence still to come, so that all make progress.
+    """
+    if sum(count for _, count in missing) <= budget:
+        return missing
+    shares = [0] * len(missing)
+    kept = sum(request.num_sequences for request, _ in missing)
+    for index in sorted(range(len(missing)), key=lambda i: missing[i][1]):
+        request, count = missing[index]
+        kept -= request.num_sequences
+        shares[index] = min(count, budget - kept)
+        budget -= shares[index]
+    return [(request, share) for (request, _), share in zip(missing, shares, strict=True)]
+
+
+def _missing(sequence: TokenSequence, request: Request) -> int:
+    """Tokens still to compute; one more is known by then if it is being sampled now."""
+    return len(sequence.token_ids) + request.num_pending_tokens - sequence.num_computed_tokens
+
+
+def num_missing(request: Request) -> int:
+    """Tokens that a request has to compute before its next one can be sampled."""
+    missing = _missing(request.sequence, request)
+    for companion in request.companions:
+        missing += _missing(companion, request)
+    return missing
+
+
+def prompt_must_be_whole(request: Request) -> bool:
+    """Expert choice ranks a prompt's tokens against each other, so it needs them together."""
+    return request.sequence.prompt_routing is RoutingPolicy.EXPERT_CHOICE
+
+
+def split(request: Request, share: int) -> list[int] | None:
+    """New tokens of each sequence of a request out of `share`; None when it must wait.
+
+    The last tokens of all its sequences are computed in one step, the one that samples: the
+    logits that guidance combines are all of that step.
+    """
+    missing = _missing(request.sequence, request)
+    if not request.companions:
+        counts = [min(missing, share)]
+    elif num_missing(request) <= share:
+        counts = [missing, *(_missing(c, request) for c in request.companions)]
+    else:
+        counts = []
+        for sequence in (request.sequence, *request.companions):
+            counts.append(max(0, min(_missing(sequence, request) - 1, share - sum(counts))))
+    reached = request.sequence.num_computed_tokens + counts[0]
+    if prompt_must_be_whole(request) and reached < request.num_prompt_tokens:
+        return None
+    return counts if any(counts) else None
