@@ -24,10 +24,10 @@ def next_block_key(sequence: TokenSequence, parent: bytes, block_size: int) -> b
     stop = start + block_size
     num_prompt = min(max(sequence.num_prompt_tokens - start, 0), block_size)
     if sequence.prompt_routing is sequence.routing or not num_prompt:
-        policies = sequence.routing.value
+        policies = sequence.routing.encode()
     elif num_prompt == block_size:
-        policies = sequence.prompt_routing.value
+        policies = sequence.prompt_routing.encode()
     else:
-        policies = f"{num_prompt}:{sequence.prompt_routing.value}:{sequence.routing.value}"
+        policies = f"{num_prompt}:{sequence.prompt_routing}:{sequence.routing}".encode()
     token_ids = array("q", sequence.token_ids[start:stop]).tobytes()
-    return hashlib.sha256(parent + token_ids + policies.encode()).digest()
+    return hashlib.sha256(parent + token_ids + policies).digest()

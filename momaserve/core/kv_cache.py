@@ -84,11 +84,17 @@ class KVCache:
         sequence.num_computed_tokens += len(hits) * self.block_size
         return len(hits) * self.block_size
 
-    def has_slot(self, sequence: TokenSequence) -> bool:
-        """Whether one more token can be computed as it is: its block is there and its own."""
-        index = sequence.num_computed_tokens // self.block_size
+    def take_slot(self, sequence: TokenSequence) -> bool:
+        """Computes one more token in the block that is there, if it is the sequence's own."""
+        num_computed = sequence.num_computed_tokens
+        index = num_computed // self.block_size
         blocks = sequence.blocks
-        return index < len(blocks) and self._pool.num_holders(blocks[index]) == 1
+        if index >= len(blocks) or self._pool.num_holders(blocks[index]) != 1:
+            return False
+        sequence.num_computed_tokens = num_computed = num_computed + 1
+        if num_computed % self.block_size == 0:
+            self.commit(sequence)
+        return True
 
     def num_new_blocks(self, sequence: TokenSequence, num_tokens: int) -> int:
         """Free blocks that `grow` would take."""

@@ -12,7 +12,7 @@ from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.core.step import StepDraft, num_missing, prompt_must_be_whole, share_budget, split
 from momaserve.core.waiting import WaitingQueue
 from momaserve.errors import PromptError, RequestError
-from momaserve.request import Request, RequestStatus, TokenSequence
+from momaserve.request import Request, RequestStatus
 
 MAX_PREEMPTIONS = 3
 """A request that was preempted so often starts again only with room for its whole course."""
@@ -219,30 +219,32 @@ class Scheduler:
             finished: requests that end here.
         """
         samples = frozenset(plan.samples)
+        requests = self._requests
         for request in self._in_flight.popleft():
             name = request.request_id
-            if self._requests.get(name) is not request:
+            if requests.get(name) is not request:
                 continue
-            token_ids = sampled.get(name, ())
             if name in samples:
                 request.num_pending_tokens -= 1
-                request.sequence.token_ids += token_ids
+                request.sequence.token_ids += sampled.get(name, ())
             else:
-                assert not token_ids, f"{name!r} did not sample"
+                assert not sampled.get(name), f"{name!r} did not sample"
             if name in finished:
                 self._remove(request)
-                continue
-            _check_goes_on(request)
+            else:
+                _check_goes_on(request)
 
     def _advance(self, request: Request, share: int, step: StepDraft) -> None:
         """Plans tokens of a running request; preempts others, or itself, for want of blocks."""
-        if share == 1 and not request.companions and self.kv_cache.has_slot(request.sequence):
+        if share == 1 and not request.companions and self.kv_cache.take_slot(request.sequence):
             # Nearly all requests in nearly all steps: one more token into a block that is there.
             step.requests.append(request)
-            self._plan_tokens(request, OWN, request.sequence, 1, step)
+            self._plan_tokens(request, OWN, 1, step)
             return
         if share > self.kv_cache.block_size:  # somebody else may compute the same prompt
-            request.num_cached_tokens += self._take_hits(request)
+            num_hits = self._take_hits(request)
+            request.num_cached_tokens += num_hits
+            step.num_cache_hits += num_hits
         counts = split(request, share)
         if counts is None:
             return
@@ -270,9 +272,9 @@ class Scheduler:
                 return
             self._start(request)
             request.num_cached_tokens += num_hits
-            if not request.num_preemptions and request.params.prompt_logprobs is None:
+            step.num_cache_hits += num_hits
+            if not request.num_preemptions and self._reads_cache(request):
                 step.num_cache_queries += request.num_prompt_tokens
-                step.num_cache_hits += num_hits
             if is_careful:
                 grown = self.kv_cache.grow(request.sequence, request.max_num_tokens)
                 assert grown is not None
@@ -313,17 +315,17 @@ class Scheduler:
                 copies = self.kv_cache.grow(sequence, sequence.num_computed_tokens + count)
                 assert copies is not None, "blocks were counted wrongly"
                 step.copies += copies
-                self._plan_tokens(request, index, sequence, count, step)
+                sequence.num_computed_tokens += count
+                self.kv_cache.commit(sequence)
+                self._plan_tokens(request, index, count, step)
         if not any(counts):
             self._plan_sample(request, step)
 
-    def _plan_tokens(
-        self, request: Request, index: int, sequence: TokenSequence, count: int, step: StepDraft
-    ) -> None:
-        """Puts tokens into the step whose blocks are there, and a sample if they are the last."""
-        start = sequence.num_computed_tokens
-        sequence.num_computed_tokens = start + count
-        self.kv_cache.commit(sequence)
+    def _plan_tokens(self, request: Request, index: int, count: int, step: StepDraft) -> None:
+        """Puts the last `count` computed tokens of a sequence into the step, and a sample if
+        nothing is missing then."""
+        sequence = request.sequence if index == OWN else request.companions[index]
+        start = sequence.num_computed_tokens - count
         step.sequences.append(
             PlannedSequence(request.request_id, index, start, count, sequence.blocks)
         )
@@ -364,7 +366,7 @@ class Scheduler:
         Returns:
             Prompt tokens that it need not compute, unless it was preempted and had them once.
         """
-        if request.params.prompt_logprobs is not None:
+        if not self._reads_cache(request):
             return 0
         start = request.sequence.num_computed_tokens
         stop = start + self.kv_cache.take_hits(request.sequence)
@@ -373,6 +375,10 @@ class Scheduler:
         return (
             0 if request.num_preemptions else max(0, min(stop, request.num_prompt_tokens) - start)
         )
+
+    def _reads_cache(self, request: Request) -> bool:
+        is_shared = self.kv_cache.prefix_caching and request.sequence.root_key is not None
+        return is_shared and request.params.prompt_logprobs is None
 
     def _fits(self, request: Request, counts: Sequence[int]) -> bool:
         needed = sum(
@@ -469,10 +475,11 @@ def _age(request: Request) -> tuple[int, int]:
 
 def _check_goes_on(request: Request) -> None:
     """Checks that there is something left to compute, and room for it."""
-    num_computed = request.sequence.num_computed_tokens
-    assert num_computed < request.num_tokens + request.num_pending_tokens, (
-        f"{request.request_id!r}: all of {request.num_tokens} tokens are computed"
+    sequence = request.sequence
+    num_tokens = len(sequence.token_ids)
+    assert sequence.num_computed_tokens < num_tokens + request.num_pending_tokens, (
+        f"{request.request_id!r}: all of {num_tokens} tokens are computed"
     )
-    assert request.num_tokens <= request.max_num_tokens, (
-        f"{request.request_id!r}: {request.num_tokens} tokens exceed {request.max_num_tokens}"
+    assert num_tokens <= request.max_num_tokens, (
+        f"{request.request_id!r}: {num_tokens} tokens exceed {request.max_num_tokens}"
     )

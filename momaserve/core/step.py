@@ -62,9 +62,10 @@ def _missing(sequence: TokenSequence, request: Request) -> int:
 
 def num_missing(request: Request) -> int:
     """Tokens that a request has to compute before its next one can be sampled."""
-    missing = _missing(request.sequence, request)
-    for companion in request.companions:
-        missing += _missing(companion, request)
+    sequence = request.sequence  # not by `_missing`: this runs for every request in every step
+    missing = len(sequence.token_ids) + request.num_pending_tokens - sequence.num_computed_tokens
+    if request.companions:
+        missing += sum(_missing(companion, request) for companion in request.companions)
     return missing
 
 

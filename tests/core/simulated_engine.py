@@ -182,8 +182,8 @@ class SimulatedEngine:
             assert oldest.request_id in rows, "the oldest stands still"
         requests = self.scheduler.requests
         assert all(requests[name].status is RequestStatus.RUNNING for name in rows)
-        running += [requests[name] for name in plan.forks]
-        victims = [r for r in running if r.status is RequestStatus.WAITING]
+        forked = [requests[name] for name in plan.forks]
+        victims = [r for r in [*running, *forked] if r.status is RequestStatus.WAITING]
         assert len(victims) == plan.num_preemptions
         self.seen["preempted"] += plan.num_preemptions
         self.seen["preempted in flight"] += sum(1 for r in victims if r.num_pending_tokens)
@@ -237,11 +237,11 @@ class SimulatedEngine:
             lead = plan.forks.get(name, name)
             player.end = self._players[lead].end
             assert self._players[lead].course.main.identities == player.course.main.identities
-            ghosts = [player.course.main, *player.course.companions]
-            for index, ghost in enumerate(ghosts, start=OWN):
+            both = [player.course.main, *player.course.companions]
+            for index, ghost in enumerate(both, start=OWN):
                 row_name = lead if index == OWN else name
                 assert ends[row_name, index] == len(ghost.identities), "not all last tokens"
-            last = [ghost.identities[-1] for ghost in ghosts]
+            last = [ghost.identities[-1] for ghost in both]
             sampled.append((player, player.course.next_tokens(last)))
         for name in {row.request_id for row in plan.sequences} - set(plan.samples):
             course = self._players[name].course

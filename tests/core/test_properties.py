@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.core.simulated_engine import Limits, SimulatedEngine
 from tests.core.slow_model import BEGIN, SALTS, TEXT, Submission
 
-NUM_LOADS = 1600
+NUM_LOADS = 2000
 MOST_STEPS = 1000
 
 

@@ -106,6 +106,20 @@ def test_followers_come_before_later_requests() -> None:
     assert run_step(scheduler, finished=["x"]).samples == ("x",)
 
 
+def test_followers_do_not_pass_an_older_request_that_waits() -> None:
+    """h has the better priority, but finds no room for two sequences beside l."""
+    scheduler = make_scheduler(max_num_requests=2, max_num_step_tokens=4)
+    samples = make_samples("lf", 6)
+    scheduler.add_all(samples)
+    run_step(scheduler)
+    scheduler.add_all([make_request("h", 1, num_companions=1, priority=-1)])
+    plan = run_step(scheduler)
+    assert (plan.samples, plan.forks) == (("l",), {})
+    assert run_step(scheduler, finished=["l"]).samples == ("l",)
+    assert run_step(scheduler, finished=["h"]).samples == ("h",)
+    assert spans(run_step(scheduler)) == [("f", OWN, 4, 2)]
+
+
 def test_if_the_leader_is_aborted_the_next_sample_leads() -> None:
     scheduler = make_scheduler(max_num_step_tokens=4)
     samples = make_samples("abc", 6)
