@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from momaserve.config import RoutingPolicy, SchedulerConfig
 from momaserve.core.kv_cache import KVCache
-from momaserve.core.plan import OWN, PlannedSequence, StepPlan
+from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.step import StepDraft, num_missing, prompt_must_be_whole, share_budget, split
 from momaserve.core.waiting import WaitingQueue
 from momaserve.errors import PromptError, RequestError
@@ -193,16 +193,24 @@ class Scheduler:
             for request in self._running.values()
             if not request.num_pending_tokens or request.request_id in ahead
         ]
-        for request, share in share_budget(missing, step.budget):
-            if request.status is RequestStatus.RUNNING:
-                self._advance(request, share, step)
+        shares = share_budget(missing, step.budget)
+        for (request, num_missed), share in zip(missing, shares, strict=True):
+            if request.status is not RequestStatus.RUNNING:
+                continue  # preempted by an older one
+            if share == 1 and not request.companions and self._take_slot(request, step):
+                # Nearly all requests in nearly all steps: one more token into a block that is
+                # there, and nothing else to ask.
+                if num_missed == 1:
+                    self._plan_sample(request, step)
+                continue
+            self._advance(request, share, step)
         # Only now: who starts is not preempted in the same step, and takes what nobody was given.
         self._start_followers(step)
         if not step.num_preemptions:
             self._start_waiting(step)
         plan = step.plan()
         if plan.sequences:
-            self._in_flight.append(step.requests)
+            self._in_flight.append(list(step.requests))
         return plan
 
     def update(
@@ -234,13 +242,17 @@ class Scheduler:
             else:
                 _check_goes_on(request)
 
+    def _take_slot(self, request: Request, step: StepDraft) -> bool:
+        """Plans one token of a request in the block that is there; False if there is none."""
+        sequence = request.sequence
+        start = sequence.num_computed_tokens
+        if not self.kv_cache.take_slot(sequence):
+            return False
+        step.add(request, OWN, start, 1)
+        return True
+
     def _advance(self, request: Request, share: int, step: StepDraft) -> None:
         """Plans tokens of a running request; preempts others, or itself, for want of blocks."""
-        if share == 1 and not request.companions and self.kv_cache.take_slot(request.sequence):
-            # Nearly all requests in nearly all steps: one more token into a block that is there.
-            step.requests.append(request)
-            self._plan_tokens(request, OWN, 1, step)
-            return
         if share > self.kv_cache.block_size:  # somebody else may compute the same prompt
             num_hits = self._take_hits(request)
             request.num_cached_tokens += num_hits
@@ -308,32 +320,21 @@ class Scheduler:
 
     def _plan(self, request: Request, counts: Sequence[int], step: StepDraft) -> None:
         """Grows a request by `counts` and puts it into the step; blocks are known to suffice."""
-        step.requests.append(request)
         sequences = (request.sequence, *request.companions)
         for index, (sequence, count) in enumerate(zip(sequences, counts, strict=True), start=OWN):
+            start = sequence.num_computed_tokens
             if count:
-                copies = self.kv_cache.grow(sequence, sequence.num_computed_tokens + count)
+                copies = self.kv_cache.grow(sequence, start + count)
                 assert copies is not None, "blocks were counted wrongly"
                 step.copies += copies
-                sequence.num_computed_tokens += count
+                sequence.num_computed_tokens = start + count
                 self.kv_cache.commit(sequence)
-                self._plan_tokens(request, index, count, step)
-        if not any(counts):
-            self._plan_sample(request, step)
-
-    def _plan_tokens(self, request: Request, index: int, count: int, step: StepDraft) -> None:
-        """Puts the last `count` computed tokens of a sequence into the step, and a sample if
-        nothing is missing then."""
-        sequence = request.sequence if index == OWN else request.companions[index]
-        start = sequence.num_computed_tokens - count
-        step.sequences.append(
-            PlannedSequence(request.request_id, index, start, count, sequence.blocks)
-        )
-        step.budget -= count
+                step.add(request, index, start, count)
         if num_missing(request) == 0:
             self._plan_sample(request, step)
 
     def _plan_sample(self, request: Request, step: StepDraft) -> None:
+        step.requests[request] = None  # a follower may have nothing else in the step
         step.samples.append(request.request_id)
         request.num_pending_tokens += 1
         if self._waiting.has_followers(request.request_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from momaserve.config import RoutingPolicy
-from momaserve.core.plan import PlannedSequence, StepPlan
+from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.request import Request, TokenSequence
 
 
@@ -13,7 +13,8 @@ class StepDraft:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.room = budget
-        self.requests: list[Request] = []
+        self.requests: dict[Request, None] = {}
+        """Every request of the step, once."""
         self.sequences: list[PlannedSequence] = []
         self.samples: list[str] = []
         self.leaders: list[Request] = []
@@ -23,6 +24,15 @@ class StepDraft:
         self.num_preemptions = 0
         self.num_cache_queries = 0
         self.num_cache_hits = 0
+
+    def add(self, request: Request, index: int, start: int, count: int) -> None:
+        """Takes computed tokens of the request's own sequence (index OWN) or of a companion."""
+        sequence = request.sequence if index == OWN else request.companions[index]
+        self.requests[request] = None
+        self.sequences.append(
+            PlannedSequence(request.request_id, index, start, count, sequence.blocks)
+        )
+        self.budget -= count
 
     def plan(self) -> StepPlan:
         return StepPlan(
@@ -37,22 +47,22 @@ class StepDraft:
         )
 
 
-def share_budget(missing: list[tuple[Request, int]], budget: int) -> list[tuple[Request, int]]:
-    """How many of its missing tokens each running request may compute; order stays.
+def share_budget(missing: list[tuple[Request, int]], budget: int) -> list[int]:
+    """How many of its missing tokens each running request may compute, in the same order.
 
     Fewest missing tokens first: decoding is not slowed by a long prompt, which gets what is
     left. One token is kept for each sequence still to come, so that all make progress.
     """
-    if sum(count for _, count in missing) <= budget:
-        return missing
+    counts = [count for _, count in missing]
+    if sum(counts) <= budget:
+        return counts
     shares = [0] * len(missing)
     kept = sum(request.num_sequences for request, _ in missing)
-    for index in sorted(range(len(missing)), key=lambda i: missing[i][1]):
-        request, count = missing[index]
-        kept -= request.num_sequences
-        shares[index] = min(count, budget - kept)
+    for index in sorted(range(len(missing)), key=counts.__getitem__):
+        kept -= missing[index][0].num_sequences
+        shares[index] = min(counts[index], budget - kept)
         budget -= shares[index]
-    return [(request, share) for (request, _), share in zip(missing, shares, strict=True)]
+    return shares
 
 
 def _missing(sequence: TokenSequence, request: Request) -> int:

@@ -45,8 +45,7 @@ def test_what_is_missing_includes_companions() -> None:
 def shares(requests: list[Request], budget: int) -> dict[str, int]:
     missing = [(request, num_missing(request)) for request in requests]
     shared = share_budget(missing, budget)
-    assert [request for request, _ in shared] == requests
-    return {request.request_id: share for request, share in shared}
+    return {r.request_id: share for r, share in zip(requests, shared, strict=True)}
 
 
 def test_all_get_what_they_miss_if_there_is_enough() -> None:
