@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from PIL import Image
 
 from momaserve.errors import DataError
 from momaserve.llm import LLM
-from momaserve.sampling import OutputMode
+from momaserve.sampling import Distribution, OutputMode
 from momaserve.training.dictionary.corpus import Corpus
 from momaserve.training.dictionary.item import Item, split_tone
+from momaserve.training.dictionary.plain_words import PLAIN_WORDS, accepts
 
 _BLANK_STD = 4.0
 """A picture whose pixels vary by less than this (of 255) shows nothing."""
@@ -41,6 +43,17 @@ class TaskScores:
     name_up_to_tone: float
     round_trip: float
     """Name to picture to the same name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordScores:
+    """How many plain words, none of which training ever asked for, find a fitting picture."""
+
+    num_words: int
+    found: float
+    """Share of words whose nearest picture is one that a fair person accepts."""
+    missed: dict[str, str]
+    """Each other word, and the name of the picture that it found."""
 
 
 class PictureIndex:
@@ -75,6 +88,10 @@ class PictureIndex:
     def identity(self, item: Item) -> int:
         """The id that stands for the item's pixels."""
         return self._first[item.id]
+
+    def twins(self, identity: int) -> list[int]:
+        """Ids of all items with these pixels."""
+        return [index for index, first in enumerate(self._first) if first == identity]
 
 
 def sample_items(items: Sequence[Item], count: int, seed: int) -> list[Item]:
@@ -115,9 +132,29 @@ def score_tasks(
     )
 
 
-def draw(llm: LLM, names: Sequence[str], seed: int) -> list[Image.Image]:
-    """One picture per name."""
-    params = [llm.default_params(mode=OutputMode.IMAGE, seed=seed + i) for i in range(len(names))]
+def score_words(llm: LLM, corpus: Corpus, index: PictureIndex, seed: int) -> WordScores:
+    """Scores of the plain words of `dictionary.plain_words`, one try each."""
+    words = list(PLAIN_WORDS)
+    missed: dict[str, str] = {}
+    for word, picture in zip(words, draw(llm, words, seed), strict=True):
+        nearest = index.twins(index.nearest(picture, 1)[0])
+        if not any(accepts(word, corpus.items[id_]) for id_ in nearest):
+            missed[word] = corpus.items[nearest[0]].name
+    return WordScores(num_words=len(words), found=1 - len(missed) / len(words), missed=missed)
+
+
+def count_greedy_blanks(llm: LLM, items: Sequence[Item]) -> int:
+    """Blank pictures when each token is the likeliest one, which tends to the background."""
+    greedy = Distribution(temperature=0)
+    return sum(is_blank(p) for p in draw(llm, [item.name for item in items], 0, image=greedy))
+
+
+def draw(llm: LLM, names: Sequence[str], seed: int, **changes: Any) -> list[Image.Image]:
+    """One picture per name; `changes` are fields of SamplingParams."""
+    params = [
+        llm.default_params(mode=OutputMode.IMAGE, seed=seed + i, **changes)
+        for i in range(len(names))
+    ]
     return [
         result.choices[0].images[0]
         for result in llm.generate(list(names), params, progress="drawing")

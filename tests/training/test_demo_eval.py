@@ -15,10 +15,13 @@ from momaserve.sampling import OutputMode, SamplingParams
 from momaserve.training.demo_eval import (
     PictureIndex,
     contact_sheet,
+    count_greedy_blanks,
     is_blank,
     sample_items,
     score_tasks,
+    score_words,
 )
+from momaserve.training.dictionary.plain_words import PLAIN_WORDS
 from tests.training.factory import make_corpus, make_item
 
 Pixels = np.ndarray[Any, Any]
@@ -176,3 +179,29 @@ def test_scores_by_hand() -> None:
     assert all(params.mode is OutputMode.IMAGE for params in drawing)
     assert [params.seed for params in naming] == [params.seed for params in again] == [7, 8, 9, 10]
     assert all(params.stop == ("\n",) for params in naming)
+
+
+def test_words_are_right_if_any_twin_of_the_nearest_picture_is_accepted() -> None:
+    """Every word draws the tulip's twin, but for one that draws a chair."""
+    pictures = random_pictures(3)
+    pictures[1] = pictures[0]
+    corpus = make_corpus(["garden", "tulip", "chair"], pictures, tulip=0)
+    drawings = dict.fromkeys(PLAIN_WORDS, pictures[1]) | {"flower": pictures[1]}
+    drawings["rose"] = pictures[2]
+    llm = FakeLLM(drawings, {})
+    scores = score_words(llm.as_llm(), corpus, PictureIndex(corpus), seed=3)
+    assert scores.num_words == 100
+    assert "flower" not in scores.missed
+    assert scores.missed["rose"] == "chair"
+    assert scores.missed["dog"] == "garden"
+    assert scores.found == pytest.approx(1 - len(scores.missed) / 100)
+    assert [params.seed for params in llm.params[0]] == list(range(3, 103))
+
+
+def test_greedy_blanks_are_counted() -> None:
+    blank = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
+    pictures = random_pictures(2)
+    corpus = make_corpus(["a", "b"], pictures)
+    llm = FakeLLM({"a": blank, "b": pictures[1]}, {})
+    assert count_greedy_blanks(llm.as_llm(), corpus.items) == 1
+    assert all(params.image.temperature == 0 for params in llm.params[0])
