@@ -374,11 +374,16 @@ class AsyncEngine:
 
     def _abort(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
         """End choices that run. Whoever closed its stream no longer listens; others are told."""
-        self._deliver([
-            TokenOutput(request_id=request_id, token_ids=(), finish_reason=reason)
-            for request_id in request_ids
-            if self.engine.abort(request_id, reason)
-        ])  # fmt: skip
+        outputs: list[TokenOutput] = []
+        for request_id in request_ids:
+            stats = self.engine.abort(request_id, reason)
+            if stats is not None:
+                outputs.append(
+                    TokenOutput(
+                        request_id=request_id, token_ids=(), finish_reason=reason, stats=stats
+                    )
+                )
+        self._deliver(outputs)
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         """Hand a step's outputs over, with one wake-up per event loop."""

@@ -5,36 +5,16 @@ of the token that it gets. Knows no tensor, no scheduler and no other request.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenLogprob, TokenOutput
 from momaserve.request import Request
 from momaserve.runner.runner import StepResult
 from momaserve.runner.sampler import Penalties, SampleRow
-from momaserve.stats import RequestStats
+from momaserve.tally import Tally
 from momaserve.tokens.grammar import Choices, Grammar, GrammarState
 
 _BANNED = float("-inf")
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of one step while its results are settled."""
-
-    prompt_tokens: int = 0
-    text_tokens: int = 0
-    image_tokens: int = 0
-    images: int = 0
-    first_token_latencies_s: list[float] = field(default_factory=list)
-    inter_token_latencies_s: list[float] = field(default_factory=list)
-
-    def count(self, token_ids: Iterable[int], image_ids: range) -> None:
-        for token in token_ids:
-            if token in image_ids:
-                self.image_tokens += 1
-            else:
-                self.text_tokens += 1
 
 
 class Course:

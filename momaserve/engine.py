@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,17 +21,18 @@ from momaserve.config import EngineConfig, RoutingPolicy
 from momaserve.core.block_key import root_key
 from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.scheduler import Scheduler
-from momaserve.course import Course, Tally
+from momaserve.course import Course
 from momaserve.errors import CheckpointError, ConfigError, PromptError, RequestError, SamplingError
 from momaserve.loading import ModelParts, load_model_parts
 from momaserve.models.config import ModelConfig
-from momaserve.outputs import FinishReason, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenOutput
 from momaserve.request import Request, Submission, TokenSequence
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
 from momaserve.runner.runner import Runner, RunningStep, StepResult
 from momaserve.runner.sampler import Sampler
 from momaserve.sampling import OutputMode, SamplingParams
-from momaserve.stats import StatsListener, StepStats
+from momaserve.stats import StatsListener
+from momaserve.tally import Tally
 from momaserve.tokens.grammar import GrammarState
 from momaserve.tokens.prompt import Prompt
 
@@ -283,16 +284,20 @@ class Engine:
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, (request.deadline, request.request_id))
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
-        """End a request in any state; its blocks are free at once. False if it is unknown.
+    def abort(
+        self, request_id: str, reason: FinishReason = FinishReason.ABORT
+    ) -> RequestStats | None:
+        """End a request in any state; its blocks are free at once. None if it is unknown.
 
         Args:
             reason: what the statistics say; STOP when its reader found a stop string.
         """
         course = self._courses.pop(request_id, None)
-        if course is not None:
-            self._tell_finished(course, reason)
-        return self.scheduler.abort(request_id)
+        if course is None:
+            return None
+        stats = self._finish(course, reason)
+        self.scheduler.abort(request_id)
+        return stats
 
     @property
     def has_work(self) -> bool:
@@ -327,13 +332,14 @@ class Engine:
             deadline, name = heapq.heappop(self._deadlines)
             course = self._courses.get(name)
             if course is not None and course.request.deadline == deadline:
-                self.abort(name, FinishReason.TIMEOUT)
+                stats = self.abort(name, FinishReason.TIMEOUT)
                 outputs.append(
                     TokenOutput(
                         request_id=name,
                         token_ids=(),
                         num_cached_tokens=course.request.num_cached_tokens,
                         finish_reason=FinishReason.TIMEOUT,
+                        stats=stats,
                     )
                 )
         return outputs
@@ -388,7 +394,7 @@ class Engine:
         tally = Tally()
         outputs: list[TokenOutput] = []
         sampled: dict[str, list[int]] = {}
-        finished: list[tuple[Course, FinishReason]] = []
+        ended: dict[str, int] = {}  # where their last outputs are
         alive = {n: c for n, c in flight.courses.items() if self._courses.get(n) is c}
         self._take_prompt_logprobs(flight, result)
         for name in result.broken & alive.keys():
@@ -402,14 +408,15 @@ class Engine:
             if new_tokens:
                 sampled[name] = new_tokens
             if output.finish_reason is not None:
-                finished.append((course, output.finish_reason))
-        ended = {course.request.request_id for course, _ in finished}
+                ended[name] = len(outputs) - 1
         self.scheduler.update(flight.plan, sampled, ended)
         for name in sampled.keys() - ended:
             self._move_companions(alive[name])
-        for course, reason in finished:
-            del self._courses[course.request.request_id]
-            self._tell_finished(course, reason)
+        for name, index in ended.items():
+            output = outputs[index]
+            assert output.finish_reason is not None
+            stats = self._finish(self._courses.pop(name), output.finish_reason)
+            outputs[index] = replace(output, stats=stats)
         self._tell_step(flight, result, tally, now - flight.started)
         return outputs
 
@@ -457,12 +464,13 @@ class Engine:
         name = course.request.request_id
         del self._courses[name]
         self.scheduler.abort(name, broken=True)
-        self._tell_finished(course, FinishReason.ERROR)
+        stats = self._finish(course, FinishReason.ERROR)
         return TokenOutput(
             request_id=name,
             token_ids=(),
             num_cached_tokens=course.request.num_cached_tokens,
             finish_reason=FinishReason.ERROR,
+            stats=stats,
             error=f"the engine could not compute this request: {why}",
         )
 
@@ -471,29 +479,12 @@ class Engine:
     def _tell_step(self, flight: _Flight, result: StepResult, tally: Tally, step_s: float) -> None:
         if self.listener is None:
             return
-        plan = flight.plan
-        self.listener.on_step(
-            StepStats(
-                num_running=self.scheduler.num_running,
-                num_waiting=self.scheduler.num_waiting,
-                kv_cache_usage=self.scheduler.kv_cache.usage,
-                num_tokens=plan.num_tokens,
-                prompt_tokens=tally.prompt_tokens,
-                generated_text_tokens=tally.text_tokens,
-                generated_image_tokens=tally.image_tokens,
-                images=tally.images,
-                num_preemptions=plan.num_preemptions,
-                prefix_cache_queries=plan.num_cache_queries,
-                prefix_cache_hits=plan.num_cache_hits,
-                step_s=step_s,
-                first_token_latencies_s=tuple(tally.first_token_latencies_s),
-                inter_token_latencies_s=tuple(tally.inter_token_latencies_s),
-                expert_tokens=result.routing.expert_tokens,
-                experts_per_token=result.routing.experts_per_token,
-                depth_tokens=result.routing.depth_tokens,
-            )
-        )
+        stats = tally.step_stats(flight.plan, result.routing, self.scheduler, step_s)
+        self.listener.on_step(stats)
 
-    def _tell_finished(self, course: Course, reason: FinishReason) -> None:
+    def _finish(self, course: Course, reason: FinishReason) -> RequestStats:
+        """The record of a request that ends now; the listener gets it too."""
+        stats = course.stats(reason, self._clock())
         if self.listener is not None:
-            self.listener.on_finished(course.stats(reason, self._clock()))
+            self.listener.on_finished(stats)
+        return stats

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from momaserve.config import CacheConfig, EngineConfig, SchedulerConfig
 from momaserve.engine import Engine
 from momaserve.errors import ConfigError, PromptError, QueueFullError
-from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenLogprob, TokenOutput
 from momaserve.request import Submission
 from momaserve.sampling import SamplingParams
 from momaserve.tokens.detokenize import Event, ImageDone, OutputDecoder, TextDelta
@@ -35,6 +35,10 @@ class ChoiceResult:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stats: RequestStats | None = None
+    """Its timings."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were computed before, for another request."""
     error: str | None = None
 
     @property
@@ -183,16 +187,17 @@ class LLM:
             return
         choice, decoder = open_.choice, open_.decoder
         choice.token_ids += output.token_ids
+        choice.num_cached_tokens = output.num_cached_tokens
         choice.logprobs += output.logprobs or ()
         if output.prompt_logprobs is not None and open_.result.prompt_logprobs is None:
             open_.result.prompt_logprobs = list(output.prompt_logprobs)  # each choice brings them
         self._show(choice, decoder.push(output.token_ids))
         if decoder.stopped and output.finish_reason is None:
-            self.engine.abort(output.request_id, FinishReason.STOP)
+            choice.stats = self.engine.abort(output.request_id, FinishReason.STOP)
             choice.finish_reason = FinishReason.STOP
         elif output.finish_reason is not None:
             choice.finish_reason = FinishReason.STOP if decoder.stopped else output.finish_reason
-            choice.error = output.error
+            choice.stats, choice.error = output.stats, output.error
         if choice.finish_reason is not None:
             self._show(choice, decoder.finish())
             del self._open[output.request_id]

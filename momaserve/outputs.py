@@ -25,6 +25,27 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStats:
+    """One finished request (each of the n choices is one)."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    queue_s: float
+    """Arrival to first scheduled step."""
+    prefill_s: float
+    """First scheduled step to first token."""
+    decode_s: float
+    """First token to last."""
+    e2e_s: float
+    time_per_output_token_s: float | None
+    """None with fewer than two generated tokens."""
+    image_latencies_s: tuple[float, ...] = ()
+    """One per picture: from begin_image, or from the request's first step where the picture was
+    begun before it, to the last code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutput:
     """New tokens of one request.
 
@@ -44,5 +65,7 @@ class TokenOutput:
     """Set on the last output of a request."""
     stop_token_id: int | None = None
     """The id that ended the request, if one did; it is not among `token_ids`."""
+    stats: RequestStats | None = None
+    """Its timings, on the last output."""
     error: str | None = None
     """What went wrong, when `finish_reason` is ERROR."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from momaserve.outputs import FinishReason
+from momaserve.outputs import RequestStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,27 +39,6 @@ class StepStats:
     """By group: how many (token, layer) pairs got 0, 1, ... E experts."""
     depth_tokens: tuple[tuple[int, int, int], ...] = ()
     """(layer, tokens taken, tokens skipped)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestStats:
-    """One finished request (each of the n choices is one)."""
-
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_generated_tokens: int
-    queue_s: float
-    """Arrival to first scheduled step."""
-    prefill_s: float
-    """First scheduled step to first token."""
-    decode_s: float
-    """First token to last."""
-    e2e_s: float
-    time_per_output_token_s: float | None
-    """None with fewer than two generated tokens."""
-    image_latencies_s: tuple[float, ...] = ()
-    """One per picture: from begin_image, or from the request's first step where the picture was
-    begun before it, to the last code."""
 
 
 class StatsListener(Protocol):

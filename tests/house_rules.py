@@ -29,6 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "momaserve.async_engine momaserve.llm momaserve.environment",
         "momaserve.engine",
         "momaserve.course",
+        "momaserve.tally",
         "momaserve.loading",
         "momaserve.runner momaserve.core momaserve.tokens",
         "momaserve.models",

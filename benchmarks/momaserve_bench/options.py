@@ -40,4 +40,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="shape of the memory table (default: moma-90m-4t4i)",
     )
-    core.add_argument("--seed", type=int, default=0)
+    core.add_argument("--seed", type=int, default=0, help="of tokens and lengths (default: 0)")

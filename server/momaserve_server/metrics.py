@@ -19,8 +19,8 @@ from prometheus_client import (
 from prometheus_client.registry import Collector
 
 from momaserve.async_engine import AsyncEngine
-from momaserve.outputs import FinishReason
-from momaserve.stats import RequestStats, StepStats
+from momaserve.outputs import FinishReason, RequestStats
+from momaserve.stats import StepStats
 from momaserve_server.routing_metrics import RoutingCollector
 
 PREFIX = "momaserve_"

@@ -9,9 +9,9 @@ from typing import Any
 from momaserve.engine import Engine
 from momaserve.llm import engine_config
 from momaserve.loading import load_model_parts
-from momaserve.outputs import FinishReason, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenOutput
 from momaserve.sampling import SamplingParams
-from momaserve.stats import RequestStats, StepStats
+from momaserve.stats import StepStats
 from momaserve.tokens.prompt import Prompt
 
 BOS, PAD, EOS = 0, 1, 2

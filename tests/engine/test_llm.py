@@ -258,3 +258,16 @@ def test_one_stop_string_is_one_string() -> None:
 def test_no_such_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is neither a checkpoint directory nor"):
         LLM(tmp_path / "nowhere")
+
+
+def test_a_choice_says_how_long_it_took_and_what_it_was_spared(
+    checkpoint_for: CheckpointFor,
+) -> None:
+    llm = LLM(checkpoint_for("4t4i_post"), dtype="float32", block_size=4)
+    params = SamplingParams(max_tokens=5, seed=1, ignore_eos=True)
+    first, again = (llm.generate([0, *range(30, 40)], params)[0].choices[0] for _ in range(2))
+    assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 8)
+    for choice in (first, again):
+        assert choice.stats is not None
+        assert (choice.stats.num_prompt_tokens, choice.stats.num_generated_tokens) == (11, 5)
+        assert 0 <= choice.stats.prefill_s <= choice.stats.e2e_s

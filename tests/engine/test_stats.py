@@ -10,9 +10,9 @@ from torch import Tensor
 
 from momaserve.config import RoutingPolicy
 from momaserve.engine import Engine
-from momaserve.outputs import FinishReason
+from momaserve.outputs import FinishReason, RequestStats
 from momaserve.sampling import Distribution, OutputMode
-from momaserve.stats import RequestStats, StepStats
+from momaserve.stats import StepStats
 from tests.engine.conftest import CheckpointFor
 from tests.engine.driver import (
     BEGIN_IMAGE,

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 from momaserve.async_engine import AsyncEngine, GenerationStream
 from momaserve.engine import Engine
-from momaserve.outputs import FinishReason, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenOutput
 from momaserve.sampling import SamplingParams
-from momaserve.stats import RequestStats
 from momaserve.tokens.prompt import Prompt
 from tests.engine.driver import WORDS, Recorder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from momaserve.outputs import FinishReason
-from momaserve.stats import RequestStats, StatsListener, StepStats
+from momaserve.outputs import FinishReason, RequestStats
+from momaserve.stats import StatsListener, StepStats
 from momaserve_server.metrics import ServerMetrics
 from tests.server.asgi import chat_body, client_of, make_app
 from tests.server.fake_engine import FakeAsyncEngine
