@@ -17,6 +17,14 @@ POLICY_CODES = {policy: code for code, policy in enumerate(RoutingPolicy)}
 """How policies are written into `RoutingPlan.policy`."""
 
 
+class RouterNoise(Protocol):
+    """Perturbs the scores of expert routers, in training alone: both selection and weight."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Main logits [T, E] of one expert group -> logits; called once per group and layer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingPlan:
     """Which policy routes each token of the batch, known on the host before the step."""
@@ -28,6 +36,7 @@ class RoutingPlan:
     segments: Tensor
     """int64 [T], the expert-choice scope of each token; -1 for tokens under other policies."""
     num_segments: int
+    noise: RouterNoise | None = None
 
 
 class Attention(Protocol):

@@ -45,6 +45,8 @@ class ExpertGroup(nn.Module):
             weights = torch.ones(len(u), 1, device=u.device)
         else:
             logits = self.router.scores(u)
+            if batch.routing.noise is not None:
+                logits = batch.routing.noise(logits)
             weights = logits.sigmoid()
             selected = self.router.select(u, logits, eligible, batch.routing)
             if batch.observer is not None:

@@ -51,6 +51,9 @@ class Router(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """x [T, D] -> main logits, float32 [T, E]; their sigmoid is the affinity."""
+        if torch.is_autocast_enabled(x.device.type):  # mixed-precision training, never serving
+            with torch.autocast(x.device.type, enabled=False):
+                return F.linear(x.float(), self.weight.float())
         return F.linear(x.float(), self.weight.float())
 
     def select(self, x: Tensor, logits: Tensor, eligible: Tensor, plan: RoutingPlan) -> Tensor:

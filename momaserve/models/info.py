@@ -195,6 +195,31 @@ def describe_checkpoint(
     return describe(config, stored=stored, context=context)
 
 
+def forward_flops(
+    config: ModelConfig,
+    *,
+    num_tokens: Mapping[Modality, int],
+    num_visible: Mapping[Modality, int],
+    num_logits: int,
+) -> int:
+    """Work of one forward pass without auxiliary routers, by the formula of `describe`.
+
+    Args:
+        num_tokens: tokens of each modality.
+        num_visible: pairs of a token of each modality and a token that it attends to, itself
+            included: what `context` is there, summed up.
+        num_logits: tokens that the head computes; in training those that are learnt.
+    """
+    head = 2 * config.vocab_size * config.hidden_size
+    total = num_logits * head
+    for modality, count in num_tokens.items():
+        if count:
+            cost = _token_cost(config, modality, has_aux=False, context=1, kv_bytes=0)
+            total += count * (cost.linear_flops - head)
+            total += num_visible[modality] * cost.attention_flops
+    return total
+
+
 def _dtype_name(code: str) -> str:
     return next(name for name, known in DTYPE_NAMES.items() if known == code)
 

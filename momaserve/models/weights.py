@@ -7,7 +7,7 @@ streams one tensor at a time, so the peak is the model plus one tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +230,16 @@ def read_headers(directory: Path, config: ModelConfig) -> dict[str, tuple[tuple[
     _account(directory, found, specs)
     _check_pairs(found, specs)
     return found
+
+
+def read_tensors(directory: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Some tensors of a checkpoint that `read_headers` accepted, as they are stored."""
+    wanted = set(names)
+    for path in weight_files(directory):
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                if name in wanted:
+                    yield name, file.get_tensor(name)
 
 
 def load_model(

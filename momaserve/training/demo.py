@@ -1,9 +1,9 @@
-"""From recipe and dictionary to what the trainers need, and to a complete checkpoint."""
+"""From recipe and dictionary to what the trainers need."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from momaserve.models.image_tokenizer import ImageAutoencoder, ImageTokenizerCon
 from momaserve.training.dictionary.corpus import SPECIAL_TOKENS, Corpus, train_text_tokenizer
 from momaserve.training.dictionary.item import Item
 from momaserve.training.image_tokenizer import to_pixels
-from momaserve.training.packing import Packer
+from momaserve.training.packing import PackedRows, Packer
+from momaserve.training.pretrain import PretrainConfig
 from momaserve.training.recipe import DataSettings, Recipe
-from momaserve.training.run import logged_seconds, write_atomically
-from momaserve.training.tasks import DictionaryTasks
+from momaserve.training.run import write_atomically
+from momaserve.training.tasks import DictionaryTasks, Exchange
+
+Draw = Callable[[random.Random], Exchange]
 
 CHAT_TEMPLATE = """\
 {#- Pictures come before words, as in training; the dictionary is in lower case. -#}
@@ -51,7 +54,7 @@ def select_items(corpus: Corpus, data: DataSettings, split: str) -> list[Item]:
 def model_config(recipe: Recipe, image: ImageTokenizerConfig) -> ModelConfig:
     """The configuration of the language model: ids follow from the tokenizers' sizes."""
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    first = recipe.data.text_vocab_size
+    first = recipe.dictionary.text_vocab_size
     return ModelConfig.from_dict(
         {
             "model_type": "moma",
@@ -137,7 +140,7 @@ def demo_data(
     """Documents of a recipe; `tokenizer` cuts words, `image_tokenizer` is a directory."""
     model = load_image_tokenizer(image_tokenizer)
     config = model_config(recipe, model.config)
-    items = select_items(corpus, recipe.data, split)
+    items = select_items(corpus, recipe.dictionary, split)
     assert config.image is not None
     pictures = corpus.pictures[[item.id for item in items]]
     tokenizer.encode_special_tokens = True  # words never become special tokens
@@ -154,39 +157,19 @@ def demo_data(
     return DemoData(config, tasks, Packer(config, separator))
 
 
+def rows_of_step(training: PretrainConfig, packer: Packer, draw: Draw, step: int) -> PackedRows:
+    """The data of a step: a pure function of the seed and the step's number."""
+    rng = random.Random(f"{training.seed}/{step}")
+    if training.conversation_every and step % training.conversation_every == 0:
+        length = training.num_rows * training.row_length
+        return packer.conversation(lambda: draw(rng), length)
+    return packer.documents(lambda: draw(rng), training.num_rows, training.row_length)
+
+
 def text_tokenizer(recipe: Recipe, corpus: Corpus, path: Path) -> Tokenizer:
     """The tokenizer at `path`, trained and written there first if it does not exist."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_text_tokenizer(corpus, recipe.data.text_vocab_size)
+        trained = train_text_tokenizer(corpus, recipe.dictionary.text_vocab_size)
         write_atomically(path, trained.to_str())
     return Tokenizer.from_file(str(path))
-
-
-def assemble(recipe: Recipe, image_tokenizer: Path, out: Path) -> None:
-    """Put what serving needs beside the weights in `out`: template, defaults, image tokenizer."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE)
-    generation = json.dumps(recipe.generation, indent=2) + "\n"
-    write_atomically(out / "generation_config.json", generation)
-    install_image_tokenizer(image_tokenizer, out)
-
-
-def install_image_tokenizer(source: Path, checkpoint: Path) -> None:
-    """Copy a trained image tokenizer into a checkpoint."""
-    target = checkpoint / "image_tokenizer"
-    target.mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(source / name, target / f"{name}.tmp")
-        (target / f"{name}.tmp").replace(target / name)
-
-
-def record_stage(checkpoint: Path, stage: str, run: Path) -> None:
-    """Keep the configuration and the time of a finished run in the checkpoint's training.json."""
-    path = checkpoint / "training.json"
-    stages = read_json_object(path) if path.exists() else {}
-    stages[stage] = {
-        "minutes": round(logged_seconds(run) / 60, 1),
-        **read_json_object(run / "run.json"),
-    }
-    write_atomically(path, json.dumps(stages, indent=2) + "\n")

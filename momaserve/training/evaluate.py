@@ -11,8 +11,8 @@ from torch import Tensor
 from momaserve.config import RoutingPolicy
 from momaserve.models.moma import MomaModel
 from momaserve.training.fit_routers import named_routers, record_selections
+from momaserve.training.forward import LossSums, forward_batch, token_losses
 from momaserve.training.packing import PackedRows
-from momaserve.training.pretrain import forward_batch, token_losses
 
 
 @dataclass(slots=True)
@@ -69,15 +69,11 @@ def loss_by_policy(
     model: MomaModel, batches: Iterable[PackedRows], policies: Iterable[RoutingPolicy]
 ) -> dict[str, dict[str, float]]:
     """Teacher-forced loss in nat per learnt token, by policy and modality."""
-    ways = list(policies)
-    sums = {policy: {"text": [0.0, 0.0], "image": [0.0, 0.0]} for policy in ways}
+    sums = {policy: LossSums() for policy in policies}
     for rows in batches:
-        for policy in ways:
-            losses, is_image = token_losses(model, rows, forward_batch(model.config, rows, policy))
-            for name, mask in (("text", ~is_image), ("image", is_image)):
-                sums[policy][name][0] += float(losses[mask].double().sum())
-                sums[policy][name][1] += float(mask.sum())
+        for policy, found in sums.items():
+            found.add(*token_losses(model, rows, forward_batch(model.config, rows, policy)))
     return {
-        policy: {name: total / max(1.0, count) for name, (total, count) in values.items()}
-        for policy, values in sums.items()
+        policy: {name: found.means().get(name, 0.0) for name in ("text", "image")}
+        for policy, found in sums.items()
     }

@@ -7,7 +7,6 @@ expert is the running mean of its k-th best score over the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from momaserve.layers.experts import ExpertGroup, ExpertLayer
 from momaserve.layers.routing import AuxiliaryRouter, Router
 from momaserve.models.config import ModelConfig
 from momaserve.models.moma import MomaModel
-from momaserve.training.packing import PackedRows
-from momaserve.training.pretrain import forward_batch, save_model
+from momaserve.training.forward import forward_batch
+from momaserve.training.packing import PackedRows, RowsOfStep
+from momaserve.training.pretrain import save_model
 from momaserve.training.run import Run, cosine
-
-RowsOfStep = Callable[[int], PackedRows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +145,7 @@ def auxiliary_loss(
     routers: dict[str, Router], selections: list[Selections]
 ) -> tuple[Tensor, dict[str, float]]:
     """Sum over routers of the mean binary cross-entropy, and its mean by kind of router."""
-    total = torch.zeros(())
+    total: Tensor = torch.zeros(())  # a scalar adds to tensors of any device
     sums: dict[str, list[float]] = {}
     for entry in selections:
         router = routers[entry.name]
@@ -182,11 +180,13 @@ def fit_routers(
         out / "run-routers",
         {"model": config.to_dict(), "training": asdict(training)},
         num_steps=training.num_steps,
+        defaults={"training": asdict(FitRoutersConfig())},
     )
+    device = model.embed_tokens.device
     model.requires_grad_(False)
-    auxiliary = _new_auxiliary_routers(model, training.seed)
+    auxiliary = _new_auxiliary_routers(model, training.seed).to(device)
     routers = named_routers(model)
-    thresholds = Thresholds(routers)
+    thresholds = Thresholds(routers).to(device)
     optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=training.learning_rate)
     modules = {"auxiliary": auxiliary, "thresholds": thresholds}
     run.resume(modules, optimizer)
@@ -194,7 +194,7 @@ def fit_routers(
         factor = cosine(step, training.num_steps, warmup=training.warmup_steps, floor=0.02)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * factor
-        selections = record_selections(model, rows_of_step(step))
+        selections = record_selections(model, rows_of_step(step).to(device))
         thresholds.update(selections, training.threshold_decay)
         loss, by_kind = auxiliary_loss(routers, selections)
         if selections:

@@ -18,15 +18,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from momaserve.errors import DataError
+from momaserve.models.config import read_json_object
 from momaserve.models.image_tokenizer import ImageAutoencoder, ImageTokenizerConfig
 from momaserve.training.run import Run, cosine, save_tensors, write_atomically
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTokenizerTraining:
-    """Configuration of a run; `model` holds fields of ImageTokenizerConfig."""
+    """Configuration of a run."""
 
     model: dict[str, Any] = field(default_factory=dict)
+    """Fields of ImageTokenizerConfig; left out under `--init`, those of that one."""
     num_steps: int = 2000
     batch_size: int = 32
     learning_rate: float = 2e-3
@@ -70,8 +74,9 @@ def idempotence_loss(model: ImageAutoencoder, output: Tensor, quantised: Tensor)
 def codes_kept(model: ImageAutoencoder, pictures: Tensor, batch_size: int = 64) -> float:
     """Share of codes that are the same once decoded and encoded again; uint8 [B, S, S, 3]."""
     same: list[Tensor] = []
+    device = next(model.parameters()).device
     for first in range(0, len(pictures), batch_size):
-        codes = model.encode(to_pixels(pictures[first : first + batch_size]))
+        codes = model.encode(to_pixels(pictures[first : first + batch_size].to(device)))
         same.append((model.encode(model.decode(codes)) == codes).float().mean(1))
     return float(torch.cat(same).mean())
 
@@ -80,9 +85,9 @@ def codes_kept(model: ImageAutoencoder, pictures: Tensor, batch_size: int = 64) 
 def psnr(model: ImageAutoencoder, pictures: Tensor, batch_size: int = 64) -> float:
     """Mean peak signal-to-noise ratio in dB over pictures, uint8 [B, S, S, 3]."""
     values: list[Tensor] = []
+    device = next(model.parameters()).device
     for first in range(0, len(pictures), batch_size):
-        chunk = pictures[first : first + batch_size]
-        target = to_pixels(chunk)
+        target = to_pixels(pictures[first : first + batch_size].to(device))
         output = model.decode(model.encode(target))
         error = ((output - target) / 2).pow(2).flatten(1).mean(1)
         values.append(-10 * error.clamp_min(1e-10).log10())
@@ -95,14 +100,21 @@ def train_image_tokenizer(
     held_out: np.ndarray[Any, Any],
     out: Path,
     init: Path | None = None,
+    *,
+    device: torch.device = CPU,
 ) -> ImageAutoencoder:
     """Train on pictures, uint8 [B, S, S, 3]; writes config.json and model.safetensors to `out`.
 
     Raises:
         DataError: when `decoder_only` is set without `init`.
     """
-    config = ImageTokenizerConfig.from_dict(training.model)
-    run = Run(out / "run", asdict(training), num_steps=training.num_steps)
+    config = _config(training, init)
+    run = Run(
+        out / "run",
+        asdict(training),
+        num_steps=training.num_steps,
+        defaults=asdict(ImageTokenizerTraining()),
+    )
     torch.manual_seed(training.seed)
     model = ImageAutoencoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if init is not None:
@@ -111,6 +123,8 @@ def train_image_tokenizer(
         raise DataError("decoder_only needs --init, a trained image tokenizer to start from")
     average = ImageAutoencoder(config)
     average.load_state_dict(model.state_dict())
+    model.to(device)
+    average.to(device)
     model.encoder.requires_grad_(not training.decoder_only)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=1e-4)
@@ -123,7 +137,7 @@ def train_image_tokenizer(
         factor = cosine(step, training.num_steps, warmup=training.warmup_steps, floor=0.01)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * factor
-        target = to_pixels(pictures[rows]).contiguous(memory_format=torch.channels_last)
+        target = to_pixels(pictures[rows].to(device)).contiguous(memory_format=torch.channels_last)
         output, quantised = model(target)
         loss = reconstruction_loss(output, target)
         if training.idempotence:
@@ -139,8 +153,6 @@ def train_image_tokenizer(
         if (step + 1) % training.log_every == 0:
             run.log({"loss": loss.item(), "grad_norm": float(norm), "lr_factor": factor})
         if (step + 1) % training.save_every == 0 or step + 1 == training.num_steps:
-            run.save(modules, optimizer)
-            save_image_tokenizer(average, out)
             some = slice(0, 128)
             others = torch.from_numpy(held_out)[some]
             run.log(
@@ -150,7 +162,20 @@ def train_image_tokenizer(
                     "codes_kept_held_out": codes_kept(average, others),
                 }
             )
+            # The state last: it says that everything up to it is written.
+            save_image_tokenizer(average, out)
+            run.save(modules, optimizer)
     return average
+
+
+def _config(training: ImageTokenizerTraining, init: Path | None) -> ImageTokenizerConfig:
+    """Raises DataError when `init` is of another shape than `training` says."""
+    if init is None:
+        return ImageTokenizerConfig.from_dict(training.model)
+    theirs = ImageTokenizerConfig.from_dict(read_json_object(init / "config.json"))
+    if training.model and theirs != ImageTokenizerConfig.from_dict(training.model):
+        raise DataError(f"{init} is of another shape than the recipe's section says")
+    return theirs
 
 
 def save_image_tokenizer(model: ImageAutoencoder, directory: Path) -> None:

@@ -8,7 +8,7 @@ positions cover the whole context.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,30 @@ class PackedRows:
     @property
     def num_tokens(self) -> int:
         return self.token_ids.numel()
+
+    def num_visible(self) -> Tensor:
+        """int64 [R, S]: tokens that each token attends to, itself included.
+
+        Documents lie in one piece each; padding counts as a document of its own.
+        """
+        index = torch.arange(self.token_ids.shape[1], device=self.token_ids.device)
+        if self.documents is None:
+            return (index + 1).expand_as(self.token_ids)
+        is_first = torch.ones_like(self.documents, dtype=torch.bool)
+        is_first[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        return index - torch.where(is_first, index, 0).cummax(dim=1).values + 1
+
+    def to(self, device: torch.device) -> PackedRows:
+        """The same rows with all tensors on a device."""
+        if self.token_ids.device == device:
+            return self
+        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in tensors.items()}
+        return PackedRows(**moved)
+
+
+RowsOfStep = Callable[[int], PackedRows]
+"""The data of a step, a pure function of its number."""
 
 
 class PackedAttention:

@@ -1,14 +1,15 @@
-"""A recipe: every setting of a demo build, read from one TOML file and checked by name."""
+"""A recipe: every setting of a checkpoint's build, read from one TOML file, checked by name."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from momaserve.errors import ConfigError
+from momaserve.training.documents.settings import DocumentSettings
 from momaserve.training.fit_routers import FitRoutersConfig
 from momaserve.training.image_tokenizer import ImageTokenizerTraining
 from momaserve.training.pretrain import PretrainConfig
@@ -30,16 +31,17 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All stages of a demo checkpoint."""
+    """All stages of a checkpoint. A section that a run does not need may be absent (None)."""
 
-    data: DataSettings
-    image_tokenizer: ImageTokenizerTraining
-    image_decoder: ImageTokenizerTraining
+    data: DataSettings | DocumentSettings
+    """Of the illustrated dictionary, or of data that a user brings."""
     model: Mapping[str, Any]
     """Keys of `config.json` that do not follow from tokenizers and data."""
     pretrain: PretrainConfig
-    routers: FitRoutersConfig
-    generation: Mapping[str, Any]
+    image_tokenizer: ImageTokenizerTraining | None = None
+    image_decoder: ImageTokenizerTraining | None = None
+    routers: FitRoutersConfig | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     """The content of generation_config.json."""
 
     @classmethod
@@ -59,32 +61,75 @@ class Recipe:
             raise ConfigError(f"no recipe {name_or_path!r}; shipped ones: {shipped}") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"recipe {path} cannot be read: {error}") from error
-        wanted = {field.name for field in fields(cls)}
-        if set(data) != wanted:
+        optional = {name for name, _ in _STAGES} | {"generation"}
+        if not _REQUIRED <= set(data) <= _REQUIRED | optional:
             raise ConfigError(
-                f"recipe {path}: sections must be {sorted(wanted)}, got {sorted(data)}"
+                f"recipe {path}: sections must be {sorted(_REQUIRED)} and may be "
+                f"{sorted(optional)}, got {sorted(data)}"
             )
         for section, value in data.items():
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"recipe section {section} must be a table, got {type(value).__name__}"
                 )
+        pretrain = _settings(PretrainConfig, data["pretrain"], "pretrain")
+        stages: dict[str, Any] = {
+            name: _settings(settings, data[name], name)
+            for name, settings in _STAGES
+            if name in data
+        }
         return cls(
-            data=_settings(DataSettings, data["data"], "data"),
-            image_tokenizer=_settings(
-                ImageTokenizerTraining, data["image_tokenizer"], "image_tokenizer"
-            ),
-            image_decoder=_settings(ImageTokenizerTraining, data["image_decoder"], "image_decoder"),
+            data=_data_settings(data["data"], pretrain),
             model=data["model"],
-            pretrain=_settings(PretrainConfig, data["pretrain"], "pretrain"),
-            routers=_settings(FitRoutersConfig, data["routers"], "routers"),
-            generation=data["generation"],
+            pretrain=pretrain,
+            generation=data.get("generation", {}),
+            **stages,
         )
+
+    @property
+    def dictionary(self) -> DataSettings:
+        """Raises ConfigError when the recipe is for other data."""
+        if not isinstance(self.data, DataSettings):
+            raise ConfigError('this works on the dictionary alone: data.source is "documents"')
+        return self.data
+
+
+_REQUIRED = {"data", "model", "pretrain"}
+_STAGES: tuple[tuple[str, type], ...] = (
+    ("image_tokenizer", ImageTokenizerTraining),
+    ("image_decoder", ImageTokenizerTraining),
+    ("routers", FitRoutersConfig),
+)
+
+
+def needed(settings: _Settings | None, section: str) -> _Settings:
+    """A section that this run cannot do without. Raises ConfigError when it is absent."""
+    if settings is None:
+        raise ConfigError(f"the recipe has no section [{section}], which this command needs")
+    return settings
+
+
+def _data_settings(
+    data: Mapping[str, Any], pretrain: PretrainConfig
+) -> DataSettings | DocumentSettings:
+    values = dict(data)
+    source = values.pop("source", "dictionary")
+    if source == "dictionary":
+        return _settings(DataSettings, values, "data")
+    if source != "documents":
+        raise ConfigError(
+            f'recipe section data: source must be "dictionary" or "documents", got {source!r}'
+        )
+    shared = {name: getattr(pretrain, name) for name in ("row_length", "num_rows", "seed")}
+    doubled = sorted(set(values) & set(shared))
+    if doubled:
+        raise ConfigError(f"recipe section data: {doubled} belong into section pretrain")
+    return _settings(DocumentSettings, values | shared, "data")
 
 
 def _settings(cls: type[_Settings], data: Mapping[str, Any], section: str) -> _Settings:
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(known))
+    known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
     if unknown:
         raise ConfigError(f"recipe section {section}: unknown keys {unknown}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

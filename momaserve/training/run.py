@@ -2,7 +2,8 @@
 
 Nothing random is stored: the data and the noise of step i are a pure function of (seed, i), so
 a run resumed from the state of step i goes on exactly as the undisturbed one. States are
-safetensors files written under a temporary name and renamed.
+safetensors files written under a temporary name and renamed, so that a run killed at any moment
+leaves the last whole one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from momaserve.errors import DataError
+from momaserve.models.config import read_json_object
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -65,6 +67,15 @@ def cosine(step: int, num_steps: int, *, warmup: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what `defaults` has beside it, in nested objects too."""
+    result = {**defaults, **values}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(result[name], Mapping):
+            result[name] = filled(result[name], default)
+    return result
+
+
 class Run:
     """One training run in its directory: `state.safetensors`, `log.jsonl`, `run.json`.
 
@@ -72,20 +83,41 @@ class Run:
     one of another configuration is refused.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], *, num_steps: int) -> None:
-        """Raises DataError when `directory` belongs to a run with another configuration."""
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        *,
+        num_steps: int,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Opens a directory, new or not.
+
+        Args:
+            defaults: what a setting was before it could be set: runs begun by an older version,
+                whose run.json lacks it, go on.
+
+        Raises:
+            DataError: `directory` belongs to a run with another configuration.
+        """
         self.directory = directory
         self.num_steps = num_steps
         self.step = 0
+        self.counters: dict[str, float] = {}
+        """Sums over all steps, stored with the state; absent until somebody counts."""
         directory.mkdir(parents=True, exist_ok=True)
         config_path = directory / "run.json"
         text = json.dumps(config, indent=2) + "\n"
-        if config_path.exists() and config_path.read_text(encoding="utf-8") != text:
-            raise DataError(
-                f"{directory} holds a run with another configuration (run.json differs); "
-                "choose another --out or remove it"
-            )
+        if config_path.exists():
+            stored = filled(read_json_object(config_path), defaults or {})
+            if stored != json.loads(text):
+                raise DataError(
+                    f"{directory} holds a run with another configuration (run.json differs); "
+                    "choose another --out or remove it"
+                )
         write_atomically(config_path, text)
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, float] = {}
         self._started = time.monotonic()
 
     @property
@@ -94,6 +126,7 @@ class Run:
 
     def resume(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
         """Load the last state, if there is one, into modules and optimizer."""
+        _drop_half_line(self.directory / "log.jsonl")
         if not self.state_path.exists():
             return
         try:
@@ -101,6 +134,11 @@ class Run:
         except SafetensorError as error:
             raise DataError(f"{self.state_path} cannot be read: {error}") from error
         self.step = int(tensors.pop("step").item())
+        self.counters = {
+            name.removeprefix("counter."): float(value)
+            for name, value in tensors.items()
+            if name.startswith("counter.")
+        }
         for name, module in modules.items():
             prefix = f"{name}."
             module.load_state_dict(
@@ -118,25 +156,36 @@ class Run:
     def save(self, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
         """Store everything that the steps done so far have made; call it after a step's work."""
         tensors: dict[str, Tensor] = {"step": torch.tensor(self.step + 1)}
+        for name, value in self.counters.items():
+            tensors[f"counter.{name}"] = torch.tensor(value, dtype=torch.float64)
         for name, module in modules.items():
             tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
         for index, fields in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in fields.items()}
         save_tensors(tensors, self.state_path, {})
 
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self.num_steps
+
     def steps(self) -> Iterator[int]:
         """Yield the number of each step still to do, with a progress bar on a terminal."""
-        bar = tqdm(
-            total=self.num_steps, initial=self.step, unit="step", disable=not sys.stderr.isatty()
+        bar: tqdm[Any] = tqdm(
+            total=self.num_steps,
+            initial=self.step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
+        self._bar = bar
         with bar:
-            while self.step < self.num_steps:
+            while not self.is_finished:
                 yield self.step
                 self.step += 1
                 bar.update()
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Append one line to log.jsonl and show it."""
+        """Append one line to log.jsonl; show it in the bar, or as a line where there is none."""
         record: dict[str, float] = {
             "step": self.step + 1,
             "elapsed_s": round(time.monotonic() - self._started, 1),
@@ -144,8 +193,42 @@ class Run:
         record |= {k: round(v, 6) for k, v in values.items()}
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        line = "  ".join(f"{k} {v:g}" for k, v in record.items())
-        tqdm.write(line, file=sys.stderr)
+        if self._bar is None or self._bar.disable:
+            print("  ".join(f"{k} {v:g}" for k, v in record.items()), file=sys.stderr, flush=True)
+            return
+        self._shown |= values
+        self._bar.set_postfix_str(" ".join(f"{k}={v:.3g}" for k, v in self._shown.items()))
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut a log behind its last whole line: a process may have been killed within one."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    if not text.endswith(b"\n"):
+        write_atomically(path, text[: text.rfind(b"\n") + 1].decode("utf-8"))
+
+
+def read_log(directory: Path) -> list[dict[str, float]]:
+    """The records of a run by rising step.
+
+    Steps done again after a resume are in the log twice: the later ones count.
+    """
+    path = directory / "log.jsonl"
+    if not path.exists():
+        return []  # fewer steps than the first line of a log takes
+    records: list[dict[str, float]] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break  # its writer is at work, or was killed
+        record = json.loads(line)
+        while records and records[-1]["step"] > record["step"]:
+            records.pop()
+        if records and records[-1]["step"] == record["step"]:
+            records[-1] |= record
+        else:
+            records.append(record)
+    return records
 
 
 def logged_seconds(directory: Path) -> float:

@@ -43,6 +43,10 @@ COMMANDS = {
         "momaserve_server.generate_options:add_arguments",
     ),
     "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve_server.command_info"),
+    "export": Command(
+        "write a checkpoint in another number format or in shards",
+        "momaserve_server.command_export",
+    ),
     "bench": Command(
         "measure the engine",
         "momaserve_bench.command",
@@ -52,6 +56,11 @@ COMMANDS = {
         "quality of the demo", "momaserve.training.commands.eval_demo", f"{_TRAINING}:eval_demo"
     ),
     "train": Command("train a model", "momaserve.training.commands.train", f"{_TRAINING}:train"),
+    "upcycle": Command(
+        "train on with one expert per modality as several",
+        "momaserve.training.commands.upcycle",
+        f"{_TRAINING}:upcycle",
+    ),
     "train-image-tokenizer": Command(
         "train pixels <-> codes",
         "momaserve.training.commands.train_image_tokenizer",

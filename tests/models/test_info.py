@@ -10,12 +10,20 @@ import pytest
 import torch
 
 from momaserve.errors import CheckpointError, ConfigError
-from momaserve.models.info import ModelInfo, TokenCost, describe, describe_checkpoint
+from momaserve.modality import Modality
+from momaserve.models.info import (
+    ModelInfo,
+    TokenCost,
+    describe,
+    describe_checkpoint,
+    forward_flops,
+)
 from momaserve.models.presets import PRESET_NAMES, preset_config
 from momaserve.models.weights import save_config, stored_tensors
 from momaserve_server import command_info
 from tests.models.factory import (
     config_dict,
+    group,
     make_config,
     make_model,
     run_python,
@@ -123,6 +131,21 @@ def test_a_tied_dense_text_model() -> None:
     assert [cost.modality for cost in info.costs] == ["text"]
     assert info.costs[0].linear_flops == 2 * (EMBEDDING + 3 * (ATTENTION + EXPERT))
     assert info.costs[0].active_parameters == EMBEDDING + 32 + 3 * (ATTENTION + EXPERT + 32)
+
+
+def test_the_flops_of_a_forward_pass() -> None:
+    """Layers 0 and 2 take a quarter of the tokens, with a quarter of the others in sight."""
+    config = make_config()
+    tokens = {Modality.TEXT: 10, Modality.IMAGE: 6}
+    visible = {Modality.TEXT: 40, Modality.IMAGE: 33}
+    linear = 16 * (SHARES * (ATTENTION + EXPERT) + 2 * DEPTH_ROUTER) + 10 * SHARES * ROUTER
+    attention = 2 * 24 * (40 + 33) * (1 + 2 * 0.25**2)
+    got = forward_flops(config, num_tokens=tokens, num_visible=visible, num_logits=7)
+    assert got == 2 * (linear + attention + 7 * EMBEDDING)
+    only_text = {Modality.TEXT: 10, Modality.IMAGE: 0}
+    dense = make_config(image=None, depth_routing=None, expert_groups=[group("all", ["text"], 1)])
+    got = forward_flops(dense, num_tokens=only_text, num_visible=visible, num_logits=0)
+    assert got == 2 * (10 * 3 * (ATTENTION + EXPERT) + 3 * 2 * 24 * 40)
 
 
 def test_checkpoints_are_described_by_what_they_hold(tmp_path: Path) -> None:

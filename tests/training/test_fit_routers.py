@@ -24,8 +24,8 @@ from momaserve.training.fit_routers import (
     named_routers,
     record_selections,
 )
+from momaserve.training.forward import forward_batch, token_losses
 from momaserve.training.packing import PackedRows
-from momaserve.training.pretrain import forward_batch, token_losses
 from momaserve.training.tasks import Exchange
 from tests.models.factory import group
 from tests.training.factory import (

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from momaserve.config import RoutingPolicy
 from momaserve.models.config import ModelConfig
 from momaserve.models.moma import MomaModel
+from momaserve.training.forward import forward_batch, token_losses
 from momaserve.training.packing import PackedRows
-from momaserve.training.pretrain import forward_batch, token_losses
 from momaserve.training.tasks import Exchange
 from tests.models.factory import make_config, make_model
 from tests.training.factory import (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from momaserve.errors import ConfigError
-from momaserve.training.recipe import RECIPES, Recipe
+from momaserve.training.documents.settings import DocumentSettings
+from momaserve.training.recipe import RECIPES, Recipe, needed
 
 SHIPPED = (RECIPES / "demo.toml").read_text(encoding="utf-8")
 
@@ -22,15 +23,15 @@ def load(directory: Path, text: str) -> Recipe:
 def test_the_shipped_recipe_loads_by_name_and_by_path(tmp_path: Path) -> None:
     recipe = Recipe.load("demo")
     assert recipe == load(tmp_path, SHIPPED)
-    assert recipe.image_decoder.decoder_only
-    assert not recipe.image_tokenizer.decoder_only
-    assert isinstance(recipe.data.kinds, tuple)
+    assert needed(recipe.image_decoder, "image_decoder").decoder_only
+    assert not needed(recipe.image_tokenizer, "image_tokenizer").decoder_only
+    assert isinstance(recipe.dictionary.kinds, tuple)
     positions = recipe.pretrain.num_rows * recipe.pretrain.row_length
     assert positions <= recipe.model["max_position_embeddings"]  # of a whole conversation
 
 
 def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'denmo'; shipped ones: \['demo'\]"):
+    with pytest.raises(ConfigError, match=r"no recipe 'denmo'; shipped ones: .*'demo'"):
         Recipe.load("denmo")
     with pytest.raises(ConfigError, match="no recipe '.*nowhere.toml'"):
         Recipe.load(str(tmp_path / "nowhere.toml"))
@@ -75,3 +76,47 @@ def test_a_section_must_be_a_table(tmp_path: Path, section: str) -> None:
     )
     with pytest.raises(ConfigError, match=f"section {section} must be a table, got int"):
         load(tmp_path, text)
+
+
+DOCUMENTS = (RECIPES / "documents.toml").read_text(encoding="utf-8")
+
+
+def test_the_recipe_for_documents() -> None:
+    recipe = Recipe.load("documents")
+    assert isinstance(recipe.data, DocumentSettings)
+    assert recipe.data.row_length == recipe.pretrain.row_length == 512
+    assert recipe.data.num_rows == recipe.pretrain.num_rows
+    assert recipe.data.row_length <= recipe.model["max_position_embeddings"]
+    assert recipe.image_decoder is None
+    assert recipe.generation == {}
+    with pytest.raises(ConfigError, match="works on the dictionary alone"):
+        _ = recipe.dictionary
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('source = "documents"', 'source = "web"', 'must be "dictionary" or "documents"'),
+        ('source = "documents"', "", "section data: unknown keys"),
+        ("[data]", "[data]\nrow_length = 5", "['row_length'] belong into section pretrain"),
+        ("validation_share = 0.02", "validation_share = 2.0", "validation_share must be in (0, 1)"),
+        ("[data]", "[data]\nkinds = []", "section data: unknown keys ['kinds']"),
+        ("num_steps = 10000", "num_steps = 0", "num_steps must be an integer >= 1"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_for_documents(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in DOCUMENTS
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(tmp_path, DOCUMENTS.replace(old, new, 1))
+
+
+def test_sections_that_a_run_does_not_need_may_be_absent(tmp_path: Path) -> None:
+    text = SHIPPED[: SHIPPED.index("[routers]")].replace("[image_decoder]", "[routers]")
+    text = text.replace("learning_rate = 1.5e-3\ndecoder_only = true\n", "")
+    recipe = load(tmp_path, text)
+    assert recipe.image_decoder is None
+    assert recipe.routers is not None
+    with pytest.raises(ConfigError, match=r"no section \[image_decoder\]"):
+        needed(recipe.image_decoder, "image_decoder")

@@ -18,11 +18,11 @@ from momaserve.errors import DataError
 from momaserve.models.config import ModelConfig
 from momaserve.models.weights import load_model
 from momaserve.training import image_tokenizer
-from momaserve.training.demo import load_image_tokenizer
+from momaserve.training.demo import load_image_tokenizer, rows_of_step
 from momaserve.training.fit_routers import FitRoutersConfig, fit_routers
 from momaserve.training.image_tokenizer import ImageTokenizerTraining, train_image_tokenizer
 from momaserve.training.packing import PackedRows
-from momaserve.training.pretrain import PretrainConfig, pretrain, rows_of_step
+from momaserve.training.pretrain import PretrainConfig, pretrain
 from tests.training.factory import DEPTH, draw, make_packer, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -92,17 +92,14 @@ def broken_off_and_resumed(
 
 
 def pretrained(config: ModelConfig, out: Path, before_step: Callable[[], None]) -> nn.Module:
-    started: set[int] = set()
+    packer = make_packer(config)
 
-    def drawn(rng: random.Random) -> Any:
-        if id(rng) not in started:  # a generator per step
-            started.clear()
-            started.add(id(rng))
-            before_step()
-        return draw(rng)
+    def rows(step: int) -> PackedRows:
+        before_step()
+        return rows_of_step(PRETRAIN, packer, draw, step)
 
     torch.manual_seed(random.SystemRandom().randrange(2**31))  # nothing may hang on it
-    return pretrain(config, PRETRAIN, make_packer(config), drawn, out)
+    return pretrain(config, PRETRAIN, rows, out)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,8 @@ def test_pretraining_another_model_in_the_same_place_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match="another configuration"):
         config = tiny_config()
         other = replace(PRETRAIN, seed=1)
-        pretrain(config, other, make_packer(config), draw, tmp_path)
+        packer = make_packer(config)
+        pretrain(config, other, lambda step: rows_of_step(other, packer, draw, step), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 

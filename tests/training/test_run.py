@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from momaserve.training.run import (
     Run,
     cosine,
     logged_seconds,
+    read_log,
     save_tensors,
     trapezoid,
     write_atomically,
@@ -183,3 +186,83 @@ def test_logged_seconds_add_up_over_resumed_processes(tmp_path: Path) -> None:
 def test_a_run_too_short_for_a_log_took_no_logged_time(tmp_path: Path) -> None:
     Run(tmp_path, CONFIG, num_steps=1)
     assert logged_seconds(tmp_path) == 0.0
+
+
+def test_a_log_is_cut_behind_its_last_whole_line(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"step": i, "elapsed_s": 1.0}) + "\n" for i in (1, 2))
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines + '{"step": 3, "elap')
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+    Run(tmp_path, CONFIG, num_steps=3).resume({}, make_module()[1])
+    assert path.read_text() == lines
+    path.write_text('{"st')
+    Run(tmp_path, CONFIG, num_steps=3).resume({}, make_module()[1])
+    assert path.read_text() == ""
+    assert logged_seconds(tmp_path) == 0.0
+
+
+def test_of_steps_done_twice_the_later_counts(tmp_path: Path) -> None:
+    assert read_log(tmp_path) == []
+    steps = [(1, "a"), (2, "b"), (2, "c"), (3, "d"), (4, "e"), (2, "f"), (2, "g"), (5, "h")]
+    lines = [json.dumps({"step": step, name: 0, "x": name}) for step, name in steps]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    found: list[Any] = [(record["step"], record["x"]) for record in read_log(tmp_path)]
+    assert found == [(1, "a"), (2, "g"), (5, "h")]
+
+
+# --- what a newer version finds ------------------------------------------------------------
+
+
+def test_settings_that_a_run_did_not_know_have_their_defaults(tmp_path: Path) -> None:
+    old = {"model": {"size": 3}, "training": {"seed": 1}}
+    defaults = {"training": {"seed": 0, "noise": None, "every": 500}, "origin": None}
+    Run(tmp_path, old, num_steps=3)
+    new: dict[str, Any] = {
+        "training": {"noise": None, "seed": 1, "every": 500},
+        "origin": None,
+    }
+    Run(tmp_path, {"model": {"size": 3}, **new}, num_steps=3, defaults=defaults)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    assert stored["training"] == new["training"]
+    for change in ({"noise": "gumbel"}, {"every": 100}, {"seed": 0}):
+        other = {"model": {"size": 3}, **new, "training": {**new["training"], **change}}
+        with pytest.raises(DataError, match="another configuration"):
+            Run(tmp_path, other, num_steps=3, defaults=defaults)
+    with pytest.raises(DataError, match="another configuration"):
+        Run(tmp_path, {"model": {"size": 4}, **new}, num_steps=3, defaults=defaults)
+
+
+def test_counters_are_part_of_the_state(tmp_path: Path) -> None:
+    module, optimizer = make_module()
+    run = Run(tmp_path, CONFIG, num_steps=5)
+    assert run.counters == {}
+    run.counters["flops"] = 3.0 + 2.0**60
+    run.save({"net": module}, optimizer)
+    again = Run(tmp_path, CONFIG, num_steps=5)
+    again.resume({"net": module}, optimizer)
+    assert again.counters == {"flops": 3.0 + 2.0**60}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_bar_or_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    shown = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    run = Run(tmp_path, CONFIG, num_steps=2)
+    for step in run.steps():
+        run.log({"loss": 0.5} if step else {"grad_norm": 2.0})
+    text = shown.getvalue()
+    if is_terminal:
+        assert "grad_norm=2 loss=0.5" in text  # what is known stays in sight
+        assert "2/2" in text
+        assert "step 1  " not in text
+    else:
+        first, second = text.splitlines()
+        assert first.startswith("step 1  elapsed_s ")
+        assert second.endswith("loss 0.5")

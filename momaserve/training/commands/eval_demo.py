@@ -19,8 +19,9 @@ from momaserve.llm import LLM
 from momaserve.models.config import ModelConfig, read_json_object
 from momaserve.models.moma import MomaModel
 from momaserve.training.card import write_card
-from momaserve.training.commands.common import prepare
-from momaserve.training.demo import demo_data, select_items
+from momaserve.training.commands.common import set_threads
+from momaserve.training.data import open_corpus
+from momaserve.training.demo import demo_data, rows_of_step, select_items
 from momaserve.training.demo_eval import (
     PictureIndex,
     contact_sheet,
@@ -32,7 +33,6 @@ from momaserve.training.dictionary.corpus import Corpus
 from momaserve.training.dictionary.notices import collect_notices
 from momaserve.training.dictionary.own_glosses import OWN_GLOSSES
 from momaserve.training.evaluate import loss_by_policy, router_agreement
-from momaserve.training.pretrain import rows_of_step
 from momaserve.training.recipe import Recipe
 from momaserve.training.run import write_atomically
 
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Print a table and, as the last line, one JSON object."""
     checkpoint: Path = args.checkpoint or CHECKPOINT
     recipe = Recipe.load(args.recipe)
-    corpus = prepare(args)
+    set_threads(args)
+    corpus = open_corpus(args.data)
     index = PictureIndex(corpus)
     report: dict[str, Any] = {
         "checkpoint": checkpoint.name,
@@ -55,14 +56,16 @@ def run(args: argparse.Namespace) -> int:
         llm = LLM(checkpoint, dtype=args.dtype, **_routing_options(RoutingPolicy(routing)))
         report["tasks"][routing] = {}
         for split in ("train", "held_out"):
-            items = sample_items(select_items(corpus, recipe.data, split), args.samples, args.seed)
+            items = sample_items(
+                select_items(corpus, recipe.dictionary, split), args.samples, args.seed
+            )
             started = time.perf_counter()
             scores = asdict(score_tasks(llm, corpus, index, items, args.seed))
             report["tasks"][routing][split] = scores
             _print_scores(f"{routing}, {split}", scores, time.perf_counter() - started)
     assert llm is not None
     if args.sheet is not None:
-        items = sample_items(select_items(corpus, recipe.data, "train"), 100, args.seed)
+        items = sample_items(select_items(corpus, recipe.dictionary, "train"), 100, args.seed)
         drawn = draw(llm, [item.name for item in items], args.seed)
         contact_sheet(corpus, items, drawn).save(args.sheet)
     if args.loss_batches:
@@ -76,10 +79,12 @@ def run(args: argparse.Namespace) -> int:
 def _write_card(checkpoint: Path, recipe: Recipe, corpus: Corpus, report: dict[str, Any]) -> None:
     config = ModelConfig.load(checkpoint)
     stages = read_json_object(checkpoint / "training.json")
-    minutes = ", ".join(f"{name} {stage['minutes']:.0f}" for name, stage in stages.items())
+    minutes = ", ".join(
+        f"{name} {stage['minutes']:.0f}" for name, stage in stages.items() if "minutes" in stage
+    )
     facts = {
-        "num_items": len(select_items(corpus, recipe.data, "train")),
-        "num_held_out": len(select_items(corpus, recipe.data, "held_out")),
+        "num_items": len(select_items(corpus, recipe.dictionary, "train")),
+        "num_held_out": len(select_items(corpus, recipe.dictionary, "held_out")),
         "num_glosses": len(corpus.glosses),
         "own": sum(word in OWN_GLOSSES for word, _ in corpus.glosses),
         "size": f"{corpus.pictures.shape[1]} x {corpus.pictures.shape[2]}",

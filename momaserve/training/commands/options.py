@@ -17,8 +17,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         default=Path("build/dictionary"),
-        metavar="DIR",
-        help="the dictionary; made first if it is absent (default: build/dictionary)",
+        metavar="PATH",
+        help="the dictionary's folder, made first if it is absent; or, where the recipe's "
+        'data.source is "documents", a folder or .jsonl file (default: build/dictionary)',
     )
 
 
@@ -26,10 +27,26 @@ def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: all)")
 
 
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="where to compute; auto is a GPU if there is one (default: auto)",
+    )
+    _threads(parser)
+
+
 def train_image_tokenizer(parser: argparse.ArgumentParser) -> None:
     _recipe(parser)
     _data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="image tokenizer to write; a run that was cut off resumes from here",
+    )
     parser.add_argument(
         "--decoder-only",
         action="store_true",
@@ -39,28 +56,72 @@ def train_image_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into", type=Path, metavar="CHECKPOINT", help="also put the result into this checkpoint"
     )
-    _threads(parser)
+    _device(parser)
 
 
-def train(parser: argparse.ArgumentParser) -> None:
+def _run(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `upcycle` have in common."""
     _recipe(parser)
     _data(parser)
-    parser.add_argument("--image-tokenizer", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--image-tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="made by train-image-tokenizer (default: that of the checkpoint to begin with; "
+        "without either, documents are text alone)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="DIR",
-        help="checkpoint to write; a run that was cut off resumes from here",
+        help="checkpoint to write, in bfloat16; a run that was cut off resumes from here. "
+        "DIR/run has log.jsonl and, with matplotlib, loss.png",
     )
-    _threads(parser)
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with these weights, under a fresh optimizer and schedule "
+        "(default: random weights)",
+    )
+    parser.add_argument(
+        "--skip-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of data to pass over, since --init learnt them (default: 0)",
+    )
+    _device(parser)
+
+
+def upcycle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="SEED_CHECKPOINT",
+        help="a model with one expert per modality (1t1i); every expert of the recipe's groups "
+        "begins as a copy, under new routers",
+    )
+    _run(parser)
+    parser.add_argument(
+        "--skip-steps",
+        type=int,
+        metavar="N",
+        help="steps of data to pass over (default: those that the seed has learnt)",
+    )
+    _device(parser)
 
 
 def fit_routers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     _recipe(parser)
     _data(parser)
-    _threads(parser)
+    _device(parser)
 
 
 def eval_demo(parser: argparse.ArgumentParser) -> None:

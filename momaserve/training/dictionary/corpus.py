@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,11 @@ class Corpus:
         return [item for item in self.items if item.kind in kinds and item.split == split]
 
 
-def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over names, phrases, keywords and glosses; special tokens come first."""
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` ids: SPECIAL_TOKENS, all bytes, then what `texts` merge.
+
+    The texts must be valid Unicode; a lone surrogate makes the library fail.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,6 +69,12 @@ def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over names, phrases, keywords and glosses; special tokens come first."""
     wrappers = [wrap(wrapper, "") for wrapper in (*DRAW_WRAPPERS, *GLOSS_WRAPPERS)]
     texts = [*_QUESTIONS, *wrappers] * 50
     for item in corpus.items:
@@ -72,5 +82,4 @@ def train_text_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
         texts += item.phrases
     for word, gloss in corpus.glosses:
         texts += [word, f"define {word}", gloss]
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return byte_level_bpe(texts, vocab_size)
