@@ -28,19 +28,19 @@ def smoothed(curve: Curve, window: int) -> list[tuple[float, float]]:
 
 
 def flops_to_reach(curve: Curve, loss: float) -> float | None:
-    """FLOPs at which a curve first is at or below `loss`, on straight lines between its points.
+    """FLOPs from which on a curve is at or below `loss`, on straight lines between its points.
 
-    None if it never is. A curve that begins there has reached it by its first point.
+    For good, not for the first time: a dip by chance would count, and the noisier curve win.
+    None if the curve ends above. One that is never above has reached it by its first point.
     """
-    before: tuple[float, float] | None = None
-    for flops, value in curve:
-        if value <= loss:
-            if before is None:
-                return flops
-            share = (before[1] - loss) / (before[1] - value)
-            return before[0] + share * (flops - before[0])
-        before = (flops, value)
-    return None
+    above = [index for index, (_, value) in enumerate(curve) if value > loss]
+    if not curve or (above and above[-1] == len(curve) - 1):
+        return None
+    if not above:
+        return curve[0][0]
+    before, after = curve[above[-1]], curve[above[-1] + 1]
+    share = (before[1] - loss) / (before[1] - after[1])
+    return before[0] + share * (after[0] - before[0])
 
 
 def speed_up(dense: Curve, sparse: Curve) -> float | None:

@@ -65,11 +65,9 @@ def run(args: argparse.Namespace) -> int:
         experiment = Experiment.open(recipe, args, seed, device)
         runs += [experiment.run(name) for name in chosen]
     result = {"runs": runs, "speed_up": speed_ups(runs)}
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in ("bench", "out", "data", "image_tokenizer", "page")
-    }
+    paths = ("bench", "out", "data", "image_tokenizer", "page")
+    settings = {name: value for name, value in vars(args).items() if name not in paths}
+    settings |= {"recipe": Path(args.recipe).stem, "device": str(device)}
     report = {"settings": settings, "machine": machine(), **result}
     write_atomically(args.out / "architectures.json", json.dumps(report) + "\n")
     draw(runs, args.out / "architectures.png")

@@ -1,1 +1,1 @@
-"""Training of the demo checkpoint: its data, its picture tokenizer and its language model."""
+"""Training: data, image tokenizers, language models, their routers, and the demo's build."""

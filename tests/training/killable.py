@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch._dynamo  # every optimizer imports it, in seconds: once for all processes
 from torch import nn
+from tqdm import tqdm
 
 from momaserve.training.demo import rows_of_step
 from momaserve.training.fit_routers import FitRoutersConfig, fit_routers
@@ -119,6 +121,7 @@ class Victim:
 
 def _run(kind: str, out: Path, connection: Connection, stop_in_save: str) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that the kill would leave behind
     log = Run.log
 
     def told(run: Run, values: Mapping[str, float]) -> None:

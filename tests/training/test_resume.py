@@ -215,6 +215,12 @@ def test_image_decoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(name.startswith("decoder.") for name in changed)
     with pytest.raises(DataError, match="decoder_only needs --init"):
         coded(training, monkeypatch, tmp_path / "third", lambda: None)
+    shapeless = replace(training, model={})  # then the shape is that of what it starts from
+    again = coded(shapeless, monkeypatch, tmp_path / "fourth", lambda: None, tmp_path / "first")
+    assert_same_bits(again, whole)
+    other = replace(training, model={**CODES.model, "image_size": 16})
+    with pytest.raises(DataError, match="of another shape than the recipe's section says"):
+        coded(other, monkeypatch, tmp_path / "fifth", lambda: None, tmp_path / "first")
 
 
 # --- routers -------------------------------------------------------------------------------

@@ -254,6 +254,7 @@ def test_progress_is_a_bar_or_lines(
 ) -> None:
     shown = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow terminal cuts the bar
     run = Run(tmp_path, CONFIG, num_steps=2)
     for step in run.steps():
         run.log({"loss": 0.5} if step else {"grad_norm": 2.0})
