@@ -21,20 +21,31 @@ from momaserve.models.moma import MomaModel
 from momaserve.training.card import write_card
 from momaserve.training.commands.common import set_threads
 from momaserve.training.data import open_corpus
-from momaserve.training.demo import demo_data, rows_of_step, select_items
+from momaserve.training.demo import (
+    demo_data,
+    load_image_tokenizer,
+    rows_of_step,
+    select_items,
+)
 from momaserve.training.demo_eval import (
     PictureIndex,
     contact_sheet,
+    count_greedy_blanks,
     draw,
     sample_items,
     score_tasks,
+    score_words,
 )
 from momaserve.training.dictionary.corpus import Corpus
 from momaserve.training.dictionary.notices import collect_notices
 from momaserve.training.dictionary.own_glosses import OWN_GLOSSES
 from momaserve.training.evaluate import loss_by_policy, router_agreement
+from momaserve.training.image_tokenizer import psnr
 from momaserve.training.recipe import Recipe
 from momaserve.training.run import write_atomically
+
+RECONSTRUCTED = 512
+"""Pictures of each split, at most, whose reconstruction is measured."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "machine": machine(),
         "tasks": {},
+        "plain_words": {},
     }
     llm = None
     for routing in args.routing:
@@ -63,7 +75,17 @@ def run(args: argparse.Namespace) -> int:
             scores = asdict(score_tasks(llm, corpus, index, items, args.seed))
             report["tasks"][routing][split] = scores
             _print_scores(f"{routing}, {split}", scores, time.perf_counter() - started)
+        words = asdict(score_words(llm, corpus, index, args.seed))
+        report["plain_words"][routing] = words
+        print(f"\n{routing}, plain words: {100 * words['found']:.0f} % of {words['num_words']}")
+        print("  missed: " + ", ".join(f"{w} ({found})" for w, found in words["missed"].items()))
     assert llm is not None
+    shown = sample_items(select_items(corpus, recipe.dictionary, "train"), args.samples, args.seed)
+    report["greedy_blank_pictures"] = count_greedy_blanks(llm, shown)
+    report["reconstruction_db"] = _reconstruction(checkpoint, recipe, corpus)
+    print(f"\nblank pictures drawn greedily: {report['greedy_blank_pictures']} of {len(shown)}")
+    for split, decibel in report["reconstruction_db"].items():
+        print(f"reconstruction, {split}: {decibel:.1f} dB")
     if args.sheet is not None:
         items = sample_items(select_items(corpus, recipe.dictionary, "train"), 100, args.seed)
         drawn = draw(llm, [item.name for item in items], args.seed)
@@ -74,6 +96,17 @@ def run(args: argparse.Namespace) -> int:
         _write_card(checkpoint, recipe, corpus, report)
     print(json.dumps(report))
     return 0
+
+
+def _reconstruction(checkpoint: Path, recipe: Recipe, corpus: Corpus) -> dict[str, float]:
+    """Mean peak signal-to-noise ratio in dB of decoded pictures, by split."""
+    tokenizer = load_image_tokenizer(checkpoint / "image_tokenizer")
+    found: dict[str, float] = {}
+    for split in ("train", "held_out"):
+        items = select_items(corpus, recipe.dictionary, split)[:RECONSTRUCTED]
+        pictures = torch.from_numpy(corpus.pictures[[item.id for item in items]])
+        found[split] = round(psnr(tokenizer, pictures), 2)
+    return found
 
 
 def _write_card(checkpoint: Path, recipe: Recipe, corpus: Corpus, report: dict[str, Any]) -> None:
