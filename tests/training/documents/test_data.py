@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from momaserve.errors import CheckpointError, ConfigError, DataError
 from momaserve.tokens.template import DEFAULT_TEMPLATE
 from momaserve.training.documents.data import DOCUMENTS_FILE, DocumentData
-from momaserve.training.documents.dataset import data_fingerprint, validation_mask
-from momaserve.training.documents.inspect import inspect
+from momaserve.training.documents.dataset import (
+    EncodedDocuments,
+    data_fingerprint,
+    validation_mask,
+)
 from momaserve.training.documents.settings import DocumentSettings
 from momaserve.training.documents.vocabulary import CHAT_TEMPLATE
 from momaserve.training.packing import PackedRows
@@ -233,9 +236,9 @@ def test_a_tokenizer_that_is_there_is_used(folder: Path) -> None:
         DocumentData.open(path, SETTINGS, None, folder.parent / "bad")
 
 
-def test_inspecting_keeps_nothing_and_counts_alike(folder: Path) -> None:
+def test_the_summary_counts_what_is_learnt_and_skipped_and_writes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    summary = inspect(folder, encoder(48), seed=3)
+    summary = EncodedDocuments.collect(encoder(48).encode(folder, 3), TOKENS_PER_IMAGE).summary
     assert sorted(folder.rglob("*")) == before
     assert summary.num_documents == 20 and summary.num_pictures == 8
     assert summary.skips.total == 4
@@ -248,7 +251,7 @@ def test_inspecting_keeps_nothing_and_counts_alike(folder: Path) -> None:
 
 def test_only_three_examples_of_each_reason_are_kept(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", *[{"text": ""}] * 7, {"text": "x"}, {"text": "y"})
-    summary = inspect(path, encoder())
+    summary = EncodedDocuments.collect(encoder().encode(path, 0), TOKENS_PER_IMAGE).summary
     assert list(summary.skips.counts.values()) == [7]
     (examples,) = summary.skips.examples.values()
     assert examples == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
