@@ -7,7 +7,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from momaserve.outputs import FinishReason, RequestStats, TokenLogprob, TokenOutput
+from momaserve.outputs import (
+    FinishReason,
+    RequestStats,
+    TokenLogprob,
+    TokenOutput,
+    TokenRouting,
+)
 from momaserve.request import Request
 from momaserve.runner.runner import StepResult
 from momaserve.runner.sampler import Penalties, SampleRow
@@ -45,6 +51,9 @@ class Course:
             frozenset(request.prompt_token_ids) if _is_penalised(request) else None
         )
         self.prompt_logprobs: list[TokenLogprob] = []
+        self._routing: list[TokenRouting] = []
+        self._num_routed_tokens = request.num_prompt_tokens
+        """Tokens up to the last one whose routing is known, the prompt included."""
         self._has_output = False
         self._scheduled_at: float | None = None
         self._first_token_at: float | None = None
@@ -121,6 +130,19 @@ class Course:
 
     # --- after a step ------------------------------------------------------------------------
 
+    def take_routing(self, entries: Sequence[tuple[int, TokenRouting]]) -> None:
+        """What generated tokens used, by position, in order. Preemption computes some again."""
+        for position, entry in entries:
+            if position == self._num_routed_tokens:
+                self._routing.append(entry)
+                self._num_routed_tokens += 1
+
+    def share_reports(self, leader: Course) -> None:
+        """Starts where `leader` ends its prompt: what that brought to light holds for both."""
+        self.prompt_logprobs = leader.prompt_logprobs
+        self._routing = list(leader._routing)
+        self._num_routed_tokens = leader._num_routed_tokens
+
     def settle(self, result: StepResult, now: float, tally: Tally) -> tuple[TokenOutput, list[int]]:
         """What the request gives out now that its last token is computed, and what it gains."""
         request = self.request
@@ -139,13 +161,14 @@ class Course:
             token_ids=(*self._unsent, *new_tokens),
             logprobs=self._logprobs(new_tokens, result),
             prompt_logprobs=tuple(self.prompt_logprobs) if self.wants_prompt_logprobs else None,
+            routing=tuple(self._routing),
             num_cached_tokens=request.num_cached_tokens,
             finish_reason=reason,
             stop_token_id=stop_token,
         )
         if not self._has_output and request.leader_id is None:
             tally.prompt_tokens += request.num_prompt_tokens
-        self._unsent, self._has_output = [], True
+        self._unsent, self._routing, self._has_output = [], [], True
         return output, new_tokens
 
     def _take(self, token: int, now: float, tally: Tally) -> tuple[list[int], FinishReason | None]:

@@ -198,6 +198,9 @@ class Engine:
             prompt_routing=submission.prompt_routing,
             # What expert choice makes of a token depends on the whole prompt.
             root_key=None if is_whole else root_key(params.cache_salt),
+            max_cached_tokens=(
+                len(submission.prompt_token_ids) if params.include_routing else None
+            ),
         )
         arrival = submission.arrival_time
         request = Request(
@@ -370,6 +373,7 @@ class Engine:
                 self.scheduler.requests,
                 {name: row for name, row in rows.items() if row is not None},
                 scored=[n for n, course in courses.items() if course.wants_prompt_logprobs],
+                traced=[n for n, c in courses.items() if c.request.params.include_routing],
                 after=before,
                 count_routing=self.listener is not None,
             )
@@ -396,7 +400,7 @@ class Engine:
         sampled: dict[str, list[int]] = {}
         ended: dict[str, int] = {}  # where their last outputs are
         alive = {n: c for n, c in flight.courses.items() if self._courses.get(n) is c}
-        self._take_prompt_logprobs(flight, result)
+        self._take_reports(flight, result)
         for name in result.broken & alive.keys():
             outputs.append(self._fail(alive.pop(name), "its logits are not finite"))
         for name in flight.plan.samples:
@@ -431,8 +435,11 @@ class Engine:
             self.scheduler.end_companions(request)
 
     @staticmethod
-    def _take_prompt_logprobs(flight: _Flight, result: StepResult) -> None:
-        """Also of a request that has ended meanwhile: its samples start from what it computed."""
+    def _take_reports(flight: _Flight, result: StepResult) -> None:
+        """Prompt scores and routing, also of a request that has ended meanwhile: its samples
+        start from what it computed."""
+        for name, entries in result.token_routing.items():
+            flight.courses[name].take_routing(entries)
         for planned in flight.plan.sequences:
             scored = result.prompt_logprobs.get(planned.request_id)
             if scored is None or planned.companion != OWN:
@@ -442,7 +449,7 @@ class Engine:
                 course.prompt_logprobs = []
             course.prompt_logprobs += scored
         for follower, leader in flight.plan.forks.items():
-            flight.courses[follower].prompt_logprobs = flight.courses[leader].prompt_logprobs
+            flight.courses[follower].share_reports(flight.courses[leader])
 
     def _fail_all(self, flight: _Flight, why: str) -> list[TokenOutput]:
         """End what a failed step computed, and what was started on top of it.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from momaserve.config import CacheConfig, EngineConfig, SchedulerConfig
 from momaserve.engine import Engine
 from momaserve.errors import ConfigError, PromptError, QueueFullError
-from momaserve.outputs import FinishReason, RequestStats, TokenLogprob, TokenOutput
+from momaserve.outputs import FinishReason, RequestStats, TokenLogprob, TokenOutput, TokenRouting
 from momaserve.request import Submission
 from momaserve.sampling import SamplingParams
 from momaserve.tokens.detokenize import Event, ImageDone, OutputDecoder, TextDelta
@@ -34,6 +34,8 @@ class ChoiceResult:
     """Text and pictures in the order generated (pictures only with an image tokenizer)."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    routing: list[TokenRouting] = field(default_factory=list)
+    """Experts of the first of `token_ids`, when asked for; what ended the answer has none."""
     finish_reason: FinishReason | None = None
     stats: RequestStats | None = None
     """Its timings."""
@@ -189,6 +191,7 @@ class LLM:
         choice.token_ids += output.token_ids
         choice.num_cached_tokens = output.num_cached_tokens
         choice.logprobs += output.logprobs or ()
+        choice.routing += output.routing
         if output.prompt_logprobs is not None and open_.result.prompt_logprobs is None:
             open_.result.prompt_logprobs = list(output.prompt_logprobs)  # each choice brings them
         self._show(choice, decoder.push(output.token_ids))

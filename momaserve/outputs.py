@@ -24,6 +24,17 @@ class TokenLogprob:
     """The likeliest (token id, log-probability) pairs, best first."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRouting:
+    """Which experts computed one token."""
+
+    token_id: int
+    group: str
+    """The expert group that serves the token's modality."""
+    experts: tuple[tuple[int, ...] | None, ...]
+    """By layer: indices within the group; None where a depth-routed layer let the token pass."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStats:
     """One finished request (each of the n choices is one)."""
@@ -59,6 +70,11 @@ class TokenOutput:
     """One per token of `token_ids`, when the request asked for them."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     """Entries for prompt tokens 1, 2, … (the first token has none); on one output only."""
+    routing: tuple[TokenRouting, ...] = ()
+    """Of generated tokens, in their order, when the request asked for it. A token's own is known
+    in the step after the one that sampled it, so these lag behind `token_ids`. What ends an
+    answer (the last token, or the last code of a picture and end_image) is never computed and
+    has none."""
     num_cached_tokens: int = 0
     """Prompt tokens that were in the prefix cache; the same on all outputs of a request."""
     finish_reason: FinishReason | None = None

@@ -54,6 +54,8 @@ class TokenSequence:
     prompt_routing: RoutingPolicy
     root_key: bytes | None = None
     """Whom blocks may be shared with (`core.block_key.root_key`); None is nobody."""
+    max_cached_tokens: int | None = None
+    """First tokens that the prefix cache may spare it; None is all of them."""
     num_computed_tokens: int = 0
     """Tokens whose K/V are there once the steps in flight have run."""
     blocks: list[int] = field(default_factory=list)

@@ -117,6 +117,9 @@ class SamplingParams:
     """Report the log-probability of each generated token and of this many likeliest ones."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
+    include_routing: bool = False
+    """Report the experts of each generated token. Its answer is then computed even where the
+    prefix cache holds it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
     """Tokens to generate before eos or a stop token may end the answer."""
@@ -164,6 +167,7 @@ class SamplingParams:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         self._check_cache_salt()
         self._check_stops()
+        self._check_switches()
         self._check_enums()
         self._check_logit_bias()
 
@@ -249,5 +253,8 @@ class SamplingParams:
         )
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(ids))
-        ok = isinstance(self.ignore_eos, bool)
-        _require(ok, f"ignore_eos must be a bool, got {_shown(self.ignore_eos)}", "ignore_eos")
+
+    def _check_switches(self) -> None:
+        for name in ("ignore_eos", "include_routing"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be a bool, got {_shown(value)}", name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from momaserve.core.plan import StepPlan
 from momaserve.core.scheduler import Scheduler
-from momaserve.runner.runner import RoutingCounts
+from momaserve.runner.routing_recorder import RoutingCounts
 from momaserve.stats import StepStats
 
 

@@ -65,7 +65,10 @@ class KVCache:
         if first * self.block_size != sequence.num_computed_tokens:
             return []  # it writes to a block already: nothing can be put behind it
         hits: list[int] = []
-        for index in range(first, (sequence.num_tokens - 1) // self.block_size):
+        limit = sequence.num_tokens - 1
+        if sequence.max_cached_tokens is not None:
+            limit = min(limit, sequence.max_cached_tokens)
+        for index in range(first, limit // self.block_size):
             block = self._pool.find(self._key(sequence, index))
             if block is None:
                 break

@@ -14,73 +14,22 @@ import torch
 from torch import Tensor
 
 from momaserve.core.plan import OWN, PlannedSequence, StepPlan
+from momaserve.models.config import ModelConfig
 from momaserve.models.moma import MomaModel
-from momaserve.outputs import TokenLogprob
+from momaserve.outputs import TokenLogprob, TokenRouting
 from momaserve.request import Request
 from momaserve.runner.inputs import build_batch
 from momaserve.runner.kv_storage import KVStorage
+from momaserve.runner.routing_recorder import (
+    NO_COUNTS,
+    RoutingCounts,
+    RoutingRecorder,
+    RoutingTrace,
+)
 from momaserve.runner.sampler import Sampler, SampleRow
 
 _HEAD_ROWS = 128
 """Rows of the head computed at once for prompt log-probabilities, which bounds their memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingCounts:
-    """How the experts and depth-routed layers of one step were used."""
-
-    expert_tokens: tuple[tuple[int, str, tuple[int, ...]], ...]
-    """(layer, group, tokens per expert)."""
-    experts_per_token: dict[str, tuple[int, ...]]
-    """By group: (token, layer) pairs with 0, 1, ... E experts."""
-    depth_tokens: tuple[tuple[int, int, int], ...]
-    """(layer, taken, skipped)."""
-
-
-NO_COUNTS = RoutingCounts(expert_tokens=(), experts_per_token={}, depth_tokens=())
-
-
-class RoutingCounter:
-    """Remembers a step's selections and counts them once, after the step."""
-
-    def __init__(self) -> None:
-        self._experts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
-        self._depth: list[tuple[int, Tensor, Tensor]] = []
-
-    def experts(
-        self, layer: int, group: str, u: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
-    ) -> None:
-        self._experts.setdefault(group, []).append((layer, eligible, selected))
-
-    def depth(self, layer: int, x: Tensor, logits: Tensor, eligible: Tensor, taken: Tensor) -> None:
-        self._depth.append((layer, eligible, taken))
-
-    def counts(self) -> RoutingCounts:
-        expert_tokens: list[tuple[int, str, tuple[int, ...]]] = []
-        per_token: dict[str, tuple[int, ...]] = {}
-        for group, entries in self._experts.items():
-            selected = torch.stack([entry[2] for entry in entries])  # [L, T, E]
-            eligible = torch.stack([entry[1] for entry in entries])  # [L, T]
-            num_experts = selected.shape[2]
-            loads = selected.sum(1).tolist()
-            expert_tokens += [
-                (entry[0], group, tuple(load)) for entry, load in zip(entries, loads, strict=True)
-            ]
-            fanout = selected.sum(2)[eligible]
-            per_token[group] = tuple(torch.bincount(fanout, minlength=num_experts + 1).tolist())
-        depth: list[tuple[int, int, int]] = []
-        if self._depth:
-            taken = torch.stack([entry[2] for entry in self._depth]).sum(1).tolist()
-            routed = torch.stack([entry[1] for entry in self._depth]).sum(1).tolist()
-            depth = [
-                (entry[0], took, total - took)
-                for entry, took, total in zip(self._depth, taken, routed, strict=True)
-            ]
-        return RoutingCounts(
-            expert_tokens=tuple(expert_tokens),
-            experts_per_token=per_token,
-            depth_tokens=tuple(depth),
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +42,8 @@ class StepResult:
     """Entries of the prompt tokens that follow the positions computed in this step."""
     broken: set[str] = field(default_factory=set)
     """Requests whose logits are not finite."""
+    token_routing: dict[str, list[tuple[int, TokenRouting]]] = field(default_factory=dict)
+    """(position, what its token used) of the generated tokens computed in this step."""
     routing: RoutingCounts
 
 
@@ -132,13 +83,22 @@ class _Table:
 class RunningStep:
     """A step that was started; what it samples may be used on the device before it is known."""
 
-    def __init__(self, names: Sequence[str], counter: RoutingCounter | None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        recorder: RoutingRecorder | None,
+        config: ModelConfig,
+    ) -> None:
         self._names = tuple(names)
-        self._counter = counter
+        self._recorder = recorder
+        self._config = config
         self._token_ids = torch.empty(0, dtype=torch.int64)
         self._is_finite = torch.empty(0, dtype=torch.bool)
         self._logprobs: dict[str, _Table] = {}
         self._prompt_logprobs: dict[str, list[_Table]] = {}
+        self._traced: list[tuple[str, int]] = []
+        self._trace: RoutingTrace | None = None
+        """Selections of the (request, position) pairs of `_traced`."""
 
     @property
     def sampling(self) -> dict[str, Tensor]:
@@ -147,12 +107,16 @@ class RunningStep:
 
     def result(self) -> StepResult:
         """Wait until the step has run."""
-        counter = self._counter
-        result = StepResult(routing=NO_COUNTS if counter is None else counter.counts())
+        recorder = self._recorder
+        result = StepResult(routing=NO_COUNTS if recorder is None else recorder.counts())
+        if self._trace is not None:
+            entries = self._trace.entries(self._config)
+            for (name, position), entry in zip(self._traced, entries, strict=True):
+                result.token_routing.setdefault(name, []).append((position, entry))
         for name, tables in self._prompt_logprobs.items():
-            entries = [entry for table in tables for entry in table.entries()]
-            result.prompt_logprobs[name] = entries
-            if not all(math.isfinite(entry.logprob) for entry in entries):
+            scores = [score for table in tables for score in table.entries()]
+            result.prompt_logprobs[name] = scores
+            if not all(math.isfinite(score.logprob) for score in scores):
                 result.broken.add(name)
         for name, token, is_finite in zip(
             self._names, self._token_ids.tolist(), self._is_finite.tolist(), strict=True
@@ -182,6 +146,7 @@ class Runner:
         rows: Mapping[str, SampleRow],
         *,
         scored: Collection[str] = (),
+        traced: Collection[str] = (),
         after: RunningStep | None = None,
         count_routing: bool = True,
     ) -> RunningStep:
@@ -190,21 +155,23 @@ class Runner:
         Args:
             rows: how each request that gets a token is sampled.
             scored: requests whose prompt tokens get log-probabilities.
+            traced: requests of whose generated tokens somebody wants to know the experts.
             after: the step in flight, whose samples this one computes.
             count_routing: whether somebody reads the routing counts; without, they are empty.
         """
         self.storage.copy_blocks(plan.copies)
-        counter = RoutingCounter() if count_routing else None
+        recorder = RoutingRecorder() if count_routing or traced else None
         batch = build_batch(
             plan,
             requests,
             self.model.config,
             self.storage,
-            counter,
+            recorder,
             None if after is None else after.sampling,
         )
         hidden = self.model(batch)  # [T, D]
-        step = RunningStep(tuple(rows), counter)
+        step = RunningStep(tuple(rows), recorder, self.model.config)
+        traced_rows: list[int] = []
         last_row: dict[tuple[str, int], int] = {}
         row = 0
         for planned in plan.sequences:
@@ -213,8 +180,15 @@ class Runner:
                 chunk = hidden[row : row + planned.num_new_tokens]
                 tables = self._score_prompt(planned, request, chunk)
                 step._prompt_logprobs[planned.request_id] = tables
+            if planned.companion == OWN and planned.request_id in traced:
+                first = max(planned.start, request.num_prompt_tokens)
+                positions = range(first, planned.start + planned.num_new_tokens)
+                step._traced += [(planned.request_id, position) for position in positions]
+                traced_rows += [row + position - planned.start for position in positions]
             row += planned.num_new_tokens
             last_row[planned.request_id, planned.companion] = row - 1
+        if recorder is not None and traced_rows:
+            step._trace = recorder.trace(batch, traced_rows)
         if rows:
             self._sample(hidden, last_row, plan, requests, rows, step)
         return step

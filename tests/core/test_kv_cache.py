@@ -99,6 +99,15 @@ def test_hits_never_cover_the_last_token(num_tokens: int, hits: int) -> None:
     cache.check([a, b])
 
 
+@pytest.mark.parametrize(("limit", "hits"), [(None, 2), (8, 2), (7, 1), (3, 0), (0, 0)])
+def test_a_sequence_may_ask_for_less_than_is_there(limit: int | None, hits: int) -> None:
+    cache, a, b = KVCache(8, 4), make_sequence(range(12)), make_sequence(range(12))
+    compute(cache, a, 12)
+    b.max_cached_tokens = limit
+    assert cache.take_hits(b) == 4 * hits
+    cache.check([a, b])
+
+
 def test_only_full_blocks_that_are_computed_are_found() -> None:
     cache, a, b = KVCache(8, 4), make_sequence(range(12)), make_sequence(range(12))
     compute(cache, a, 7)

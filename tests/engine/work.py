@@ -13,7 +13,7 @@ import torch
 from momaserve.config import RoutingPolicy
 from momaserve.engine import Engine
 from momaserve.models.config import ModelConfig
-from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
+from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput, TokenRouting
 from momaserve.runner.kv_storage import block_bytes
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve.tokens.prompt import Prompt
@@ -55,6 +55,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] | None = None
+    routing: list[TokenRouting] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     num_outputs: int = 0
@@ -65,6 +66,9 @@ class Answer:
         if output.logprobs is not None:
             assert [entry.token_id for entry in output.logprobs] == list(output.token_ids)
             self.logprobs += output.logprobs
+        self.routing += output.routing
+        routed = [entry.token_id for entry in self.routing]
+        assert routed == self.token_ids[: len(routed)]
         if output.prompt_logprobs is not None:
             assert self.prompt_logprobs is None, "prompt log-probabilities come twice"
             self.prompt_logprobs = list(output.prompt_logprobs)
@@ -113,6 +117,7 @@ def make_asks(checkpoint: Path, count: int, *, first: int = 0) -> list[Ask]:
             presence_penalty=0.5 if is_penalised else 0.0,
             frequency_penalty=-0.7 if is_penalised else 0.0,
             min_tokens=index % 3,
+            include_routing=index % 4 == 3,
         )
         asks.append(Ask(tuple(prompts[index % 4]), params))
     return asks
@@ -187,6 +192,7 @@ def assert_equal(got: Answer, wanted: Answer) -> None:
     assert got.token_ids == wanted.token_ids
     assert got.finish_reason is wanted.finish_reason
     assert values_of(got.logprobs) == pytest.approx(values_of(wanted.logprobs), abs=TOLERANCE)
+    assert got.routing == wanted.routing
     assert (got.prompt_logprobs is None) == (wanted.prompt_logprobs is None)
     assert values_of(got.prompt_logprobs) == pytest.approx(
         values_of(wanted.prompt_logprobs), abs=TOLERANCE
