@@ -35,6 +35,8 @@ class StepStats:
     inter_token_latencies_s: tuple[float, ...]
     expert_tokens: tuple[tuple[int, str, tuple[int, ...]], ...]
     """(layer, group, tokens per expert)."""
+    group_tokens: tuple[tuple[int, str, int], ...] = ()
+    """(layer, group, tokens that its router saw)."""
     experts_per_token: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By group: how many (token, layer) pairs got 0, 1, ... E experts."""
     depth_tokens: tuple[tuple[int, int, int], ...] = ()

@@ -49,6 +49,7 @@ class Tally:
             first_token_latencies_s=tuple(self.first_token_latencies_s),
             inter_token_latencies_s=tuple(self.inter_token_latencies_s),
             expert_tokens=routing.expert_tokens,
+            group_tokens=routing.group_tokens,
             experts_per_token=routing.experts_per_token,
             depth_tokens=routing.depth_tokens,
         )

@@ -20,13 +20,15 @@ class RoutingCounts:
 
     expert_tokens: tuple[tuple[int, str, tuple[int, ...]], ...]
     """(layer, group, tokens per expert)."""
+    group_tokens: tuple[tuple[int, str, int], ...]
+    """(layer, group, tokens that its router saw)."""
     experts_per_token: dict[str, tuple[int, ...]]
     """By group: (token, layer) pairs with 0, 1, ... E experts."""
     depth_tokens: tuple[tuple[int, int, int], ...]
     """(layer, taken, skipped)."""
 
 
-NO_COUNTS = RoutingCounts(expert_tokens=(), experts_per_token={}, depth_tokens=())
+NO_COUNTS = RoutingCounts(expert_tokens=(), group_tokens=(), experts_per_token={}, depth_tokens=())
 
 
 class RoutingRecorder:
@@ -46,6 +48,7 @@ class RoutingRecorder:
 
     def counts(self) -> RoutingCounts:
         expert_tokens: list[tuple[int, str, tuple[int, ...]]] = []
+        group_tokens: list[tuple[int, str, int]] = []
         per_token: dict[str, tuple[int, ...]] = {}
         for group, entries in self._experts.items():
             selected = torch.stack([entry[2] for entry in entries])  # [L, T, E]
@@ -54,6 +57,10 @@ class RoutingRecorder:
             loads = selected.sum(1).tolist()
             expert_tokens += [
                 (entry[0], group, tuple(load)) for entry, load in zip(entries, loads, strict=True)
+            ]
+            counts = eligible.sum(1).tolist()
+            group_tokens += [
+                (entry[0], group, count) for entry, count in zip(entries, counts, strict=True)
             ]
             fanout = selected.sum(2)[eligible]
             per_token[group] = tuple(torch.bincount(fanout, minlength=num_experts + 1).tolist())
@@ -67,6 +74,7 @@ class RoutingRecorder:
             ]
         return RoutingCounts(
             expert_tokens=tuple(expert_tokens),
+            group_tokens=tuple(group_tokens),
             experts_per_token=per_token,
             depth_tokens=tuple(depth),
         )

@@ -14,10 +14,15 @@ from momaserve.async_engine import AsyncEngine
 from momaserve_server import (
     routes_chat,
     routes_completions,
+    routes_docs,
+    routes_edits,
     routes_health,
     routes_images,
     routes_models,
     routes_playground,
+    routes_requests,
+    routes_router,
+    routes_tokens,
 )
 from momaserve_server.context import ServerContext
 from momaserve_server.errors import install_error_handlers
@@ -26,7 +31,9 @@ from momaserve_server.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from momaserve_server.openapi import describe_bodies
 from momaserve_server.schemas_chat import ChatRequest
 from momaserve_server.schemas_completions import CompletionRequest
+from momaserve_server.schemas_edits import EditRequest
 from momaserve_server.schemas_images import ImageRequest
+from momaserve_server.schemas_tokens import DetokenizeRequest, TokenizeRequest
 from momaserve_server.settings import ServerSettings
 from momaserve_server.workers import Workers
 
@@ -34,10 +41,25 @@ ROUTES = (
     routes_chat,
     routes_completions,
     routes_images,
+    routes_edits,
+    routes_tokens,
     routes_models,
+    routes_router,
+    routes_requests,
     routes_health,
+    routes_docs,
     routes_playground,
 )
+
+BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    ImageRequest,
+    EditRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+"""Schemas that routes refer to in the OpenAPI document."""
 
 
 def create_app(
@@ -63,7 +85,7 @@ def create_app(
         title="momaserve",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from elsewhere; `routes_docs` has its own
         redoc_url=None,
     )
     app.state.context = ServerContext(
@@ -79,5 +101,5 @@ def create_app(
     install_error_handlers(app)
     for module in ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, (ChatRequest, CompletionRequest, ImageRequest))
+    describe_bodies(app, BODIES)
     return app

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from momaserve.async_engine import AsyncEngine
 from momaserve.errors import DrainingError
 from momaserve_server.errors import ModelNotFoundError, NotReadyError
+from momaserve_server.fetch import ImageFetcher
 from momaserve_server.metrics import ServerMetrics
+from momaserve_server.running import RunningRequests
 from momaserve_server.settings import ServerSettings
 from momaserve_server.workers import Workers
 
@@ -21,6 +23,9 @@ class ServerContext:
     metrics: ServerMetrics
     workers: Workers
     model_name: str
+    fetcher: ImageFetcher | None = None
+    """None where the operator allows no host."""
+    running: RunningRequests = field(default_factory=RunningRequests)
     created_s: int
     """Unix time at which the server started; `created` of the model."""
 

@@ -27,8 +27,8 @@ from momaserve.errors import (
     RequestError,
     SamplingError,
 )
+from momaserve_server.request_record import CLIENT_CLOSED_REQUEST, current_record
 
-CLIENT_CLOSED_REQUEST = 499
 DRAIN_RETRY_AFTER_S = 5
 
 
@@ -46,6 +46,10 @@ class ModelNotFoundError(MomaserveError):
     param = "model"
 
 
+class InvalidApiKeyError(MomaserveError):
+    """The request has no API key, or a wrong one."""
+
+
 class BodyTooLargeError(MomaserveError):
     """The body is longer than the operator allows."""
 
@@ -59,7 +63,16 @@ class EngineStuckError(MomaserveError):
 
 
 class RequestAbortedError(MomaserveError):
-    """The request was ended before it finished, by the server's shutdown or by an operator."""
+    """The request was ended before it finished, by the server's shutdown or through the API."""
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        """Whether it was meant to end: whoever sends it again would undo that."""
+
+
+class RequestNotFoundError(MomaserveError):
+    """No request of that id is waiting or running."""
 
 
 class GenerationFailedError(MomaserveError):
@@ -83,7 +96,9 @@ ERROR_TABLE: tuple[tuple[type[MomaserveError], ErrorKind], ...] = (
     (PromptError, ErrorKind(400, "invalid_request_error", "invalid_prompt")),
     (SamplingError, ErrorKind(400, "invalid_request_error", "invalid_value")),
     (RequestError, ErrorKind(400, "invalid_request_error", "invalid_request")),
+    (InvalidApiKeyError, ErrorKind(401, "invalid_request_error", "invalid_api_key")),
     (ModelNotFoundError, ErrorKind(404, "invalid_request_error", "model_not_found")),
+    (RequestNotFoundError, ErrorKind(404, "invalid_request_error", "request_not_found")),
     (DeadlineError, ErrorKind(408, "timeout_error", "timeout")),
     (BodyTooLargeError, ErrorKind(413, "invalid_request_error", "body_too_large")),
     (QueueFullError, ErrorKind(429, "rate_limit_error", "queue_full")),
@@ -112,6 +127,7 @@ class WireError:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
+        current_record().error_code = self.code  # for the access log: it is told now
         return {
             "error": {
                 "message": self.message,
@@ -137,9 +153,13 @@ def wire_error(error: BaseException) -> WireError:
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, DrainingError):
         headers["Retry-After"] = str(DRAIN_RETRY_AFTER_S)
-    elif isinstance(error, DeadlineError):
-        # OpenAI's clients send a request again after a 408, unless they are told not to.
+    elif isinstance(error, DeadlineError) or (
+        isinstance(error, RequestAbortedError) and error.is_final
+    ):
+        # OpenAI's clients send a request again after a 408 or a 503, unless they are told not to.
         headers["X-Should-Retry"] = "false"
+    elif isinstance(error, InvalidApiKeyError):
+        headers["WWW-Authenticate"] = "Bearer"
     elif isinstance(error, BodyTooLargeError):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

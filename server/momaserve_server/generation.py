@@ -17,6 +17,7 @@ from momaserve.tokens.prompt import Prompt
 from momaserve_server.context import ServerContext
 from momaserve_server.errors import GenerationFailedError, RequestAbortedError
 from momaserve_server.merge import merged
+from momaserve_server.routing_report import RoutingReport
 
 UNANSWERED = (None, FinishReason.TIMEOUT)
 """Finish reasons of outputs that are no answer unless they bring tokens."""
@@ -33,6 +34,8 @@ class ChoiceDelta:
     """Generated tokens; those of a stop string are among them, though its text is cut."""
     logprobs: tuple[TokenLogprob, ...] | None
     prompt_logprobs: tuple[TokenLogprob, ...] | None
+    routing: tuple[dict[str, Any], ...]
+    """Entries of `include_routing`, which lag behind `token_ids`."""
     finish_reason: str | None
     """"stop", "length" or "timeout" on the last delta of a choice."""
 
@@ -74,6 +77,7 @@ class Generation:
     ) -> None:
         self._context = context
         self._params = params
+        self._is_traced = params.include_routing
         self._streams: list[GenerationStream] = []
         self._open = set(range(len(prompts) * params.n))
         self._unheard = set(range(len(prompts)))  # prompts whose first choice has not come yet
@@ -83,6 +87,9 @@ class Generation:
         self._decoders: list[OutputDecoder] = [
             processor.decoder(params.stop, prompt) for prompt in prompts for _ in range(params.n)
         ]
+        config = context.async_engine.engine.model_config
+        self._reports = [RoutingReport(config) for _ in self._decoders]
+        self._request_id = ""
         self.counts = TokenCounts()
         self.has_timed_out = False
         """Whether `timeout_s` cut a choice off."""
@@ -101,6 +108,8 @@ class Generation:
             RequestError, QueueFullError, EngineDeadError: from the engine.
         """
         generation = cls(context, prompts, params)
+        context.running.add(request_id, generation)
+        generation._request_id = request_id
         try:
             for number, prompt in enumerate(prompts):
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
@@ -132,8 +141,6 @@ class Generation:
                         return
         except MomaserveError:
             self._is_told = True
-            if self._context.async_engine.is_draining:
-                self._context.metrics.on_aborted("drain")
             raise
         self._is_told = True
         raise GenerationFailedError("the engine ended this request without finishing it")
@@ -147,8 +154,14 @@ class Generation:
         if self.has_timed_out and not self._has_answer:
             raise DeadlineError(f"timeout_s {self._params.timeout_s} passed before the first token")
 
+    def abort(self) -> None:
+        """End the request under its reader, who is told so."""
+        for stream in self._streams:
+            self._context.async_engine.abort(stream.request_id)
+
     def close(self) -> None:
         """End the request, whatever state it is in. May be called more than once."""
+        self._context.running.discard(self._request_id, self)
         if self._open and not self._is_told:
             self._context.metrics.on_aborted("disconnect")
         self._open.clear()
@@ -160,14 +173,15 @@ class Generation:
         if output.finish_reason is FinishReason.ERROR:
             raise GenerationFailedError(output.error or "the engine failed on this request")
         if output.finish_reason is FinishReason.ABORT:
-            raise RequestAbortedError("the request was ended before it finished")
+            raise self._aborted()
         is_timeout = output.finish_reason is FinishReason.TIMEOUT
         self.has_timed_out |= is_timeout
         self._has_answer |= bool(output.token_ids) or output.finish_reason not in UNANSWERED
         if item.index == 0 and number in self._unheard:
             self._unheard.discard(number)
             self.counts.cached_tokens += output.num_cached_tokens
-        decoder = self._decoders[index]
+        decoder, report = self._decoders[index], self._reports[index]
+        routing = report.push(output.token_ids, output.routing) if self._is_traced else []
         events = decoder.push(output.token_ids)
         finish_reason: FinishReason | None = output.finish_reason
         if decoder.stopped:
@@ -178,6 +192,7 @@ class Generation:
             events += decoder.finish()
         if finish_reason is not None:
             self._open.discard(index)
+            routing += report.finish()
         self.counts.completion_tokens += len(output.token_ids)
         self.counts.image_tokens += self._num_image_tokens(output.token_ids)
         return ChoiceDelta(
@@ -186,8 +201,16 @@ class Generation:
             token_ids=output.token_ids,
             logprobs=output.logprobs,
             prompt_logprobs=output.prompt_logprobs,
+            routing=tuple(routing),
             finish_reason=None if finish_reason is None else str(finish_reason),
         )
+
+    def _aborted(self) -> RequestAbortedError:
+        is_draining = self._context.async_engine.is_draining
+        self._context.metrics.on_aborted("drain" if is_draining else "api")
+        if is_draining:
+            return RequestAbortedError("the server shut down before the request was finished")
+        return RequestAbortedError("the request was aborted", is_final=True)
 
     def _count_prompt(self, prompt: Prompt) -> None:
         self.counts.prompt_tokens += len(prompt.token_ids)

@@ -1,66 +1,106 @@
-"""Pictures in requests: `data:` URLs -> PIL images, inside the operator's limits.
-
-Nothing is fetched: a picture must come with the request.
+"""Pictures in requests: `data:` URLs, and those of allowed hosts, -> PIL images, inside the
+operator's limits.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from momaserve.errors import PromptError
 from momaserve.tokens.image import ImageLimits, open_image
 from momaserve.tokens.prompt import ChatMessage, ImagePart, TextPart
+from momaserve_server.context import ServerContext
+from momaserve_server.fetch import checked_url, is_http_url
 from momaserve_server.schemas_chat import ContentPart, Message
 from momaserve_server.settings import ServerSettings
 
 ROLE_ALIASES = {"developer": "system"}
 """OpenAI renamed a role; templates know the old name."""
+NOTHING_FETCHED: Mapping[str, bytes] = {}
 
 
-def chat_messages(messages: Sequence[Message], settings: ServerSettings) -> list[ChatMessage]:
-    """Messages with their pictures opened. Takes milliseconds: call it in a worker.
+async def read_messages(messages: Sequence[Message], context: ServerContext) -> list[ChatMessage]:
+    """Messages with their pictures fetched, where need be, and opened.
 
     Raises:
-        PromptError: too many pictures, or one that is no `data:` URL, too large or broken;
-            `param` says which.
+        PromptError: as `chat_messages`, or a picture that cannot be fetched.
     """
-    num_images = sum(
-        part.type == "image_url"
-        for message in messages
-        if not isinstance(message.content, str)
-        for part in message.content
-    )
-    if num_images > settings.max_images_per_request:
-        raise PromptError(
-            f"the request has {num_images} pictures; the limit is "
-            f"{settings.max_images_per_request}",
-            param="messages",
-        )
+    settings = context.settings
+    urls = _image_urls(messages)
+    _check_count(len(urls), settings)
+    fetched: dict[str, bytes] = {}
+    if context.fetcher is not None:
+        remote = [(url, param) for url, param in urls if is_http_url(url)]
+        fetched = await context.fetcher.fetch_all(remote)
+    return await context.workers.run(chat_messages, messages, settings, fetched)
+
+
+def chat_messages(
+    messages: Sequence[Message],
+    settings: ServerSettings,
+    fetched: Mapping[str, bytes] = NOTHING_FETCHED,
+) -> list[ChatMessage]:
+    """Messages with their pictures opened. Takes milliseconds: call it in a worker.
+
+    Args:
+        fetched: files of http(s) URLs; others are refused.
+
+    Raises:
+        PromptError: too many pictures, or one that is neither fetched nor a `data:` URL, too
+            large or broken; `param` says which.
+    """
+    _check_count(len(_image_urls(messages)), settings)
     return [
         ChatMessage(
             role=ROLE_ALIASES.get(message.role, message.role),
-            parts=_parts(message.content, f"messages.{at}.content", settings),
+            parts=_parts(message.content, f"messages.{at}.content", settings, fetched),
         )
         for at, message in enumerate(messages)
     ]
 
 
+def _image_urls(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """(URL, name of the field that has it) of every picture."""
+    return [
+        (part.image_url.url, f"messages.{at}.content.{number}.image_url")
+        for at, message in enumerate(messages)
+        if not isinstance(message.content, str)
+        for number, part in enumerate(message.content)
+        if part.image_url is not None
+    ]
+
+
+def _check_count(num_images: int, settings: ServerSettings) -> None:
+    limit = settings.max_images_per_request
+    if num_images > limit:
+        raise PromptError(
+            f"the request has {num_images} pictures; the limit is {limit}", param="messages"
+        )
+
+
 def _parts(
-    content: str | list[ContentPart], where: str, settings: ServerSettings
+    content: str | list[ContentPart],
+    where: str,
+    settings: ServerSettings,
+    fetched: Mapping[str, bytes],
 ) -> tuple[TextPart | ImagePart, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
-    return tuple(_part(part, f"{where}.{at}", settings) for at, part in enumerate(content))
+    return tuple(_part(part, f"{where}.{at}", settings, fetched) for at, part in enumerate(content))
 
 
-def _part(part: ContentPart, where: str, settings: ServerSettings) -> TextPart | ImagePart:
+def _part(
+    part: ContentPart, where: str, settings: ServerSettings, fetched: Mapping[str, bytes]
+) -> TextPart | ImagePart:
     if part.image_url is None:
         return TextPart(part.text or "")
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     param = f"{where}.image_url"
-    data = decode_data_url(part.image_url.url, settings.max_image_bytes, param)
+    data = fetched.get(part.image_url.url)
+    if data is None:
+        data = decode_data_url(part.image_url.url, settings.max_image_bytes, param)
     try:
         return ImagePart(open_image(data, limits))
     except PromptError as error:
@@ -74,14 +114,10 @@ def decode_data_url(url: str, max_bytes: int, param: str) -> bytes:
         PromptError: another kind of URL, no base64, or more than `max_bytes`; no part of the
             data is repeated in the message.
     """
+    if is_http_url(url):
+        checked_url(url, frozenset(), param)  # refuses it
     head, comma, payload = url.partition(",")
     scheme = head.partition(":")[0].lower()
-    if scheme in ("http", "https"):
-        raise PromptError(
-            "this server does not fetch pictures: send the picture itself as a "
-            "'data:image/png;base64,...' URL",
-            param=param,
-        )
     if scheme != "data" or not comma or not head.lower().endswith(";base64"):
         raise PromptError(
             "a picture must be a 'data:image/...;base64,...' URL, got one that starts with "

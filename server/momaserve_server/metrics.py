@@ -6,7 +6,7 @@ of its own; the clients of prometheus_client lock for themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,9 +21,12 @@ from prometheus_client.registry import Collector
 from momaserve.async_engine import AsyncEngine
 from momaserve.outputs import FinishReason, RequestStats
 from momaserve.stats import StepStats
-from momaserve_server.routing_metrics import RoutingCollector
+from momaserve_server.routing_metrics import RoutingCollector, RoutingTotals
 
-PREFIX = "momaserve_"
+DEFAULT_PREFIX = "momaserve"
+VLLM_PREFIX = "vllm"
+VLLM_NAMES = {"iteration_tokens": "iteration_tokens_total"}
+"""Where vLLM has another name for the same; the others differ by their prefix alone."""
 
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 SLOW_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -36,9 +39,20 @@ FINISHED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 class ServerMetrics:
     """A `momaserve.stats.StatsListener` that keeps what `/metrics` shows."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._routing = RoutingCollector(PREFIX)
+    def __init__(self, prefix: str = DEFAULT_PREFIX, *, model_name: str = "") -> None:
+        """
+        Args:
+            prefix: first word of all names. With "vllm" they are vLLM's own, and all samples
+                have its labels, by which dashboards select.
+            model_name: what these labels call the model.
+        """
+        self.registry = CollectorRegistry()  # under names without prefix
+        if prefix == VLLM_PREFIX:
+            labels = {"model_name": model_name, "engine": "0"}
+            self._shown = _Shown(self.registry, f"{VLLM_PREFIX}:", VLLM_NAMES, labels)
+        else:
+            self._shown = _Shown(self.registry, f"{prefix}_", {}, {})
+        self._routing = RoutingCollector("")
         self.registry.register(self._routing)
 
         self._running = self._gauge("num_requests_running", "Requests in execution.")
@@ -101,13 +115,13 @@ class ServerMetrics:
         )
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(PREFIX + name, text, registry=self.registry)
+        return Gauge(name, text, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self.registry)
+        return Counter(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
 
     def on_step(self, stats: StepStats) -> None:
         """One step of the engine. The gauges are read when `/metrics` is, not here."""
@@ -145,6 +159,10 @@ class ServerMetrics:
         for latency_s in stats.image_latencies_s:
             self._image_latency.observe(latency_s)
 
+    def routing_totals(self) -> RoutingTotals:
+        """How the experts were used since the start."""
+        return self._routing.totals()
+
     def on_rejected(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
 
@@ -157,16 +175,34 @@ class ServerMetrics:
         self._running.set(snapshot.num_running)
         self._waiting.set(snapshot.num_waiting)
         self._kv_usage.set(snapshot.kv_cache_usage)
-        return generate_latest(_WithoutCreated(self.registry))
+        return generate_latest(self._shown)
 
 
-class _WithoutCreated(Collector):
-    """Leaves out the library's `_created` series: one more per counter, which nobody reads."""
+class _Shown(Collector):
+    """The metrics under the names that the operator wants.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Leaves out the library's `_created` series: one more per counter, which nobody reads.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        prefix: str,
+        names: Mapping[str, str],
+        labels: Mapping[str, str],
+    ) -> None:
         self._registry = registry
+        self._prefix = prefix
+        self._names = names
+        self._labels = dict(labels)
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
-            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            yield metric
+            name = self._prefix + self._names.get(metric.name, metric.name)
+            shown = Metric(name, metric.documentation, metric.type, metric.unit)
+            for sample in metric.samples:
+                suffix = sample.name.removeprefix(metric.name)
+                if suffix != "_created":
+                    labels = {**self._labels, **sample.labels}
+                    shown.add_sample(name + suffix, labels, sample.value)
+            yield shown

@@ -1,15 +1,59 @@
-"""Pure ASGI middleware (nothing that buffers a stream): body limit and request ids."""
+"""Pure ASGI middleware (nothing that buffers a stream), and the order in which it stands."""
 
 from __future__ import annotations
 
+import logging
+import re
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from momaserve_server.errors import BodyTooLargeError
+from momaserve.errors import RequestError
+from momaserve_server.auth import AuthMiddleware
+from momaserve_server.errors import BodyTooLargeError, wire_error
+from momaserve_server.request_record import RecordMiddleware, RequestRecord, current_record
+from momaserve_server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+MAX_REQUEST_ID_CHARS = 128
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARS}}}")
+
+
+def add_middleware(
+    app: FastAPI,
+    settings: ServerSettings,
+    listeners: Sequence[Callable[[RequestRecord], None]] = (),
+) -> None:
+    """Puts `app` behind all middleware that `settings` ask for.
+
+    Args:
+        listeners: are told of each request at its end.
+    """
+    # From the inside out: what is added last hears of a request first.
+    app.add_middleware(UnexpectedErrorMiddleware)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    if settings.api_keys:
+        app.add_middleware(AuthMiddleware, api_keys=settings.api_keys)
+    app.add_middleware(RequestIdMiddleware)
+    if settings.cors_origins:
+        # Outside of auth: a browser sends no key with the question whether it may ask at all.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),  # OpenAI's clients send some of their own
+            expose_headers=(REQUEST_ID_HEADER, "retry-after"),
+        )
+    app.add_middleware(RecordMiddleware, listeners=listeners)
+    if settings.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
 
 
 def _declared_length(scope: Scope) -> int:
@@ -70,7 +114,11 @@ class BodyLimitMiddleware:
 
 
 class RequestIdMiddleware:
-    """Gives each request an id: in `scope["state"]["request_id"]` and as `x-request-id`."""
+    """Gives each request an id: in `scope["state"]["request_id"]` and as `x-request-id`.
+
+    The client may choose it with the same header; one that is not 1 to 128 characters of
+    A-Z a-z 0-9 . _ : - is refused with a 400. Whether it is in use is the engine's to say.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -79,12 +127,73 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        chosen = Headers(scope=scope).getlist(REQUEST_ID_HEADER)
+        is_valid = len(chosen) == 1 and _REQUEST_ID.fullmatch(chosen[0]) is not None
+        request_id = chosen[0] if is_valid else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        current_record().request_id = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
+        if chosen and not is_valid:
+            got = f"{len(chosen[0])} characters" if len(chosen) == 1 else f"{len(chosen)} of them"
+            error = RequestError(
+                f"X-Request-Id must be 1 to {MAX_REQUEST_ID_CHARS} characters of "
+                f"A-Z a-z 0-9 . _ : -, got {got}",
+                param="request_id",
+            )
+            await wire_error(error).response()(scope, receive, send_with_id)
+            return
         await self._app(scope, receive, send_with_id)
+
+
+class UnexpectedErrorMiddleware:
+    """Logs what nobody caught, once and with its request's id, and answers it with a 500.
+
+    Stands inside of the others, so that the answer has all their headers; the framework's own
+    last resort stands outside of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if has_begun:  # all that is left is to break the connection
+                raise
+            logger.exception("unexpected error")
+            await wire_error(error).response()(scope, receive, send)
+
+
+class RootPathMiddleware:
+    """Tells the app of the prefix under which a proxy shows it.
+
+    The proxy may take the prefix off or leave it: inside, `path` is always with it, as ASGI has
+    it, and `root_path` says what to take off.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            root, path = self._root_path, scope["path"]
+            is_there = path == root or path.startswith(root + "/")
+            scope = {**scope, "root_path": root, "path": path if is_there else root + path}
+        await self._app(scope, receive, send)

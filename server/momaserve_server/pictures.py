@@ -13,6 +13,8 @@ from momaserve.tokens.image import ImageCodec
 from momaserve.tokens.processor import Processor
 from momaserve_server.workers import Workers
 
+DATA_URL = "data:image/png;base64,"
+
 
 def require_pixels(processor: Processor) -> ImageCodec:
     """The image tokenizer of the checkpoint.
@@ -67,7 +69,11 @@ class PictureRenderer:
     def _render(self, token_ids: tuple[int, ...], is_partial: bool) -> str:
         processor = self._processor
         image = (processor.render_partial if is_partial else processor.render)(token_ids)
-        return base64.b64encode(png_bytes(image)).decode("ascii")
+        return png_base64(image)
+
+
+def png_base64(image: Image.Image) -> str:
+    return base64.b64encode(png_bytes(image)).decode("ascii")
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -13,23 +13,31 @@ from starlette.responses import Response
 
 from momaserve.sampling import OutputMode
 from momaserve.tokens.detokenize import Event, ImageDone, ImageProgress, TextDelta
+from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
 from momaserve_server.generation import ChoiceDelta, Generation
 from momaserve_server.logprobs import TokenNames, chat_logprobs
-from momaserve_server.media import chat_messages
-from momaserve_server.openapi import json_body
-from momaserve_server.pictures import PartialSchedule, PictureRenderer, require_pixels
+from momaserve_server.media import read_messages
+from momaserve_server.openapi import GENERATES, json_body
+from momaserve_server.pictures import DATA_URL, PartialSchedule, PictureRenderer, require_pixels
 from momaserve_server.sampling_params import chat_params
 from momaserve_server.schemas_chat import DEFAULT_PARTIAL_IMAGES, ChatRequest
 from momaserve_server.sse import DONE, EventStreamResponse, encode_event, until_disconnect
 
 router = APIRouter()
 
-DATA_URL = "data:image/png;base64,"
 
-
-@router.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=json_body(
+        ChatRequest,
+        examples.CHAT,
+        examples.CHAT_REPLY,
+        statuses=GENERATES,
+        is_streamed=True,
+    ),
+)
 async def create_chat_completion(request: Request) -> Response:
     context = context_of(request)
     context.check_accepting()
@@ -39,7 +47,7 @@ async def create_chat_completion(request: Request) -> Response:
     params = chat_params(body, engine)
     if params.mode is not OutputMode.TEXT:
         require_pixels(engine.processor)
-    messages = await context.workers.run(chat_messages, body.messages, context.settings)
+    messages = await read_messages(body.messages, context)
     prompt = await context.workers.run(engine.processor.encode_chat, messages)
     reply_id = f"chatcmpl-{request_id_of(request)}"
     generation = await Generation.start(context, [prompt], params, reply_id)
@@ -115,6 +123,7 @@ class ChatReply:
                 else None,
                 "finish_reason": choice.finish_reason,
                 **({"token_ids": choice.token_ids} if self._body.return_token_ids else {}),
+                **({"routing": choice.routing} if self._body.include_routing else {}),
             }
             for index, choice in enumerate(choices)
         ]
@@ -151,6 +160,8 @@ class ChatReply:
             fields["logprobs"] = chat_logprobs(delta.logprobs, self._names)
         if self._body.return_token_ids and delta.token_ids:
             fields["token_ids"] = list(delta.token_ids)
+        if delta.routing:
+            fields["routing"] = delta.routing
         return fields
 
     async def _delta_of(self, choice: int, event: Event) -> dict[str, Any] | None:
@@ -181,6 +192,7 @@ class CollectedChoice:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.logprobs: list[Any] = []
+        self.routing: list[dict[str, Any]] = []
         self.finish_reason: str | None = None
         self._parts: list[dict[str, Any]] = []
         self._has_image = False
@@ -188,6 +200,7 @@ class CollectedChoice:
     async def add(self, delta: ChoiceDelta, renderer: PictureRenderer) -> None:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
+        self.routing += delta.routing
         self.finish_reason = delta.finish_reason
         for event in delta.events:
             if isinstance(event, TextDelta):

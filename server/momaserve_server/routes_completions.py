@@ -16,11 +16,12 @@ from momaserve.outputs import TokenLogprob
 from momaserve.tokens.detokenize import TextDelta
 from momaserve.tokens.processor import Processor
 from momaserve.tokens.prompt import Prompt
+from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
 from momaserve_server.generation import ChoiceDelta, Generation
 from momaserve_server.logprobs import TextOffsets, TokenNames, completion_logprobs
-from momaserve_server.openapi import json_body
+from momaserve_server.openapi import GENERATES, json_body
 from momaserve_server.prompts import encode_text
 from momaserve_server.sampling_params import completion_params
 from momaserve_server.schemas_completions import CompletionRequest
@@ -29,7 +30,16 @@ from momaserve_server.sse import DONE, EventStreamResponse, encode_event, until_
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+@router.post(
+    "/v1/completions",
+    openapi_extra=json_body(
+        CompletionRequest,
+        examples.COMPLETION,
+        examples.COMPLETION_REPLY,
+        statuses=GENERATES,
+        is_streamed=True,
+    ),
+)
 async def create_completion(request: Request) -> Response:
     context = context_of(request)
     context.check_accepting()
@@ -108,6 +118,8 @@ class CompletionChoice:
             fields["logprobs"] = completion_logprobs(token_ids, entries, offsets, self._names)
         if self._body.return_token_ids:
             fields["token_ids"] = token_ids
+        if self._body.include_routing:
+            fields["routing"] = list(delta.routing)
         return fields
 
     def _prompt_offsets(self) -> list[int]:
@@ -176,6 +188,8 @@ def _extend(reply: dict[str, Any], fields: dict[str, Any]) -> None:
     reply["text"] += fields["text"]
     if "token_ids" in fields:
         reply.setdefault("token_ids", []).extend(fields["token_ids"])
+    if "routing" in fields:
+        reply.setdefault("routing", []).extend(fields["routing"])
     logprobs = fields["logprobs"]
     if logprobs is not None and reply["logprobs"] is None:
         reply["logprobs"] = logprobs

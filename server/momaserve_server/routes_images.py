@@ -14,10 +14,11 @@ from starlette.responses import Response
 from momaserve.errors import DeadlineError, SamplingError
 from momaserve.tokens.detokenize import ImageDone, ImageProgress
 from momaserve.tokens.processor import Processor
+from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
 from momaserve_server.generation import Generation, TokenCounts
-from momaserve_server.openapi import json_body
+from momaserve_server.openapi import GENERATES, json_body
 from momaserve_server.pictures import PartialSchedule, PictureRenderer, require_pixels
 from momaserve_server.prompts import encode_text
 from momaserve_server.sampling_params import image_params
@@ -27,7 +28,16 @@ from momaserve_server.sse import EventStreamResponse, encode_event, until_discon
 router = APIRouter()
 
 
-@router.post("/v1/images/generations", openapi_extra=json_body(ImageRequest))
+@router.post(
+    "/v1/images/generations",
+    openapi_extra=json_body(
+        ImageRequest,
+        examples.IMAGE,
+        examples.IMAGE_REPLY,
+        statuses=GENERATES,
+        is_streamed=True,
+    ),
+)
 async def create_image(request: Request) -> Response:
     context = context_of(request)
     context.check_accepting()
@@ -35,7 +45,7 @@ async def create_image(request: Request) -> Response:
     context.check_model(body.model)
     engine = context.async_engine.engine
     params = image_params(body, engine)
-    size = _checked_size(body.size, engine.processor)
+    size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(encode_text, engine.processor, body.prompt)
     generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
     reply = ImageReply(context, body, generation, params.n, size)
@@ -47,8 +57,12 @@ async def create_image(request: Request) -> Response:
         generation.close()
 
 
-def _checked_size(asked: str | None, processor: Processor) -> str:
-    """The model's one picture size, as "64x64"."""
+def checked_size(asked: str | None, processor: Processor) -> str:
+    """The model's one picture size, as "64x64".
+
+    Raises:
+        SamplingError: the model makes no pictures, or none of the size asked for.
+    """
     side = require_pixels(processor).image_size
     size = f"{side}x{side}"
     if asked not in (None, "auto", size):
@@ -66,12 +80,18 @@ class ImageReply:
         generation: Generation,
         num_images: int,
         size: str,
+        kind: str = "image_generation",
     ) -> None:
+        """
+        Args:
+            kind: what its events are called.
+        """
         processor = context.async_engine.engine.processor
         self._created_s = int(time.time())
         self._generation = generation
         self._num_images = num_images
         self._renderer = PictureRenderer(processor, context.workers)
+        self._kind = kind
         self._num_partial = body.partial_images or 0
         self._format = {
             "size": size,
@@ -128,7 +148,7 @@ class ImageReply:
             )
 
     def _event(self, name: str, index: int, png: str, fields: dict[str, Any]) -> bytes:
-        kind = f"image_generation.{name}"
+        kind = f"{self._kind}.{name}"
         data = {
             "type": kind,
             "index": index,
@@ -146,8 +166,8 @@ def _usage(counts: TokenCounts, output_tokens: int) -> dict[str, Any]:
         "output_tokens": output_tokens,
         "total_tokens": counts.prompt_tokens + output_tokens,
         "input_tokens_details": {
-            "text_tokens": counts.prompt_tokens,
-            "image_tokens": 0,
+            "text_tokens": counts.prompt_tokens - counts.prompt_image_tokens,
+            "image_tokens": counts.prompt_image_tokens,
             "cached_tokens": counts.cached_tokens,
         },
     }

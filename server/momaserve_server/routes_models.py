@@ -8,24 +8,32 @@ from fastapi import APIRouter, Request
 
 from momaserve import __version__
 from momaserve.sampling import MAX_LOGPROBS, MAX_N
+from momaserve_server import examples
 from momaserve_server.context import ServerContext, context_of
+from momaserve_server.openapi import READS, no_body
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get(
+    "/v1/models",
+    openapi_extra=no_body({"object": "list", "data": [examples.MODEL]}),
+)
 async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [model_card(context_of(request))]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get(
+    "/v1/models/{model_id:path}",
+    openapi_extra=no_body(examples.MODEL, statuses=(404, *READS)),
+)
 async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     context = context_of(request)
     context.check_model(model_id)
     return model_card(context)
 
 
-@router.get("/version")
+@router.get("/version", openapi_extra=no_body({"version": "0.1.0", "model": "demo"}))
 async def get_version(request: Request) -> dict[str, Any]:
     return {"version": __version__, "model": context_of(request).model_name}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import Metric
@@ -20,34 +21,64 @@ from momaserve.stats import StepStats
 Key = TypeVar("Key")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTotals:
+    """Everything counted so far."""
+
+    num_steps: int
+    expert_tokens: dict[tuple[int, str], list[int]]
+    """By layer and group: tokens of each expert."""
+    group_tokens: dict[tuple[int, str], int]
+    """By layer and group: tokens that its router saw."""
+    experts_per_token: dict[str, list[int]]
+    """By group: (token, layer) pairs with 0, 1, ... experts."""
+    depth_tokens: dict[int, tuple[int, int]]
+    """By layer: tokens taken and skipped."""
+
+
 class RoutingCollector(Collector):
     """Owns the sums; written by the engine thread, read by scrapes."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._lock = threading.Lock()
+        self._num_steps = 0
         self._expert_tokens: dict[tuple[int, str], list[int]] = {}
+        self._group_tokens: defaultdict[tuple[int, str], int] = defaultdict(int)
         self._experts_per_token: dict[str, list[int]] = {}
         self._depth_tokens: dict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
 
     def add(self, stats: StepStats) -> None:
         with self._lock:
+            self._num_steps += 1
             for layer, group, counts in stats.expert_tokens:
                 _add(self._expert_tokens, (layer, group), counts)
+            for layer, group, count in stats.group_tokens:
+                self._group_tokens[layer, group] += count
             for group, counts in stats.experts_per_token.items():
                 _add(self._experts_per_token, group, counts)
             for layer, taken, skipped in stats.depth_tokens:
                 before = self._depth_tokens[layer]
                 self._depth_tokens[layer] = (before[0] + taken, before[1] + skipped)
 
-    def collect(self) -> Iterator[Metric]:
+    def totals(self) -> RoutingTotals:
+        """All sums as they are between two steps."""
         with self._lock:
-            expert_tokens = {key: list(counts) for key, counts in self._expert_tokens.items()}
-            per_token = {group: list(counts) for group, counts in self._experts_per_token.items()}
-            depth_tokens = dict(self._depth_tokens)
-        yield self._expert_family(expert_tokens)
-        yield from self._per_token_families(per_token)
-        yield self._depth_family(depth_tokens)
+            return RoutingTotals(
+                num_steps=self._num_steps,
+                expert_tokens={key: list(counts) for key, counts in self._expert_tokens.items()},
+                group_tokens=dict(self._group_tokens),
+                experts_per_token={
+                    group: list(counts) for group, counts in self._experts_per_token.items()
+                },
+                depth_tokens=dict(self._depth_tokens),
+            )
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self.totals()
+        yield self._expert_family(totals.expert_tokens)
+        yield from self._per_token_families(totals.experts_per_token)
+        yield self._depth_family(totals.depth_tokens)
 
     def _expert_family(self, sums: dict[tuple[int, str], list[int]]) -> Metric:
         family = CounterMetricFamily(

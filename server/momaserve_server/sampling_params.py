@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from momaserve.config import RoutingPolicy
 from momaserve.engine import Engine
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
+from momaserve_server.limits import check_limits, longest_answer
 from momaserve_server.schemas_chat import ChatRequest
 from momaserve_server.schemas_common import GenerationFields, SamplingFields
 from momaserve_server.schemas_completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from momaserve_server.schemas_images import ImageRequest
+from momaserve_server.settings import ServerSettings
 
 Value = TypeVar("Value")
 
@@ -28,33 +30,53 @@ SAME_NAME = (
 )
 """Fields that `SamplingParams` has too, with the same meaning and default."""
 
+ENGINE_LIMITS = ServerSettings()
+"""An operator who sets no limit of his own."""
 
-def chat_params(body: ChatRequest, engine: Engine) -> SamplingParams:
-    """Raises SamplingError for a value out of its range."""
+
+def chat_params(
+    body: ChatRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
+) -> SamplingParams:
+    """Raises SamplingError for a value out of its range, or above the operator's limit."""
     modalities = set(body.modalities or ["text"])
     mode = OutputMode.INTERLEAVED if len(modalities) == 2 else OutputMode(modalities.pop())
-    return SamplingParams(
+    wanted = _first_given(body.max_completion_tokens, body.max_tokens)
+    params = SamplingParams(
         mode=mode,
-        max_tokens=_first_given(body.max_completion_tokens, body.max_tokens),
+        max_tokens=longest_answer(wanted, settings),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         **_text_fields(body, engine),
     )
+    check_limits(body, settings)
+    return params
 
 
-def completion_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
-    """Raises SamplingError for a value out of its range."""
-    return SamplingParams(
+def completion_params(
+    body: CompletionRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
+) -> SamplingParams:
+    """Raises SamplingError for a value out of its range, or above the operator's limit."""
+    wanted = _first_given(body.max_tokens, DEFAULT_MAX_TOKENS)
+    params = SamplingParams(
         mode=OutputMode.TEXT,
-        max_tokens=_first_given(body.max_tokens, DEFAULT_MAX_TOKENS),
+        max_tokens=longest_answer(wanted, settings),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         **_text_fields(body, engine),
     )
+    check_limits(body, settings)
+    return params
 
 
-def image_params(body: ImageRequest, engine: Engine) -> SamplingParams:
-    """Raises SamplingError for a value out of its range."""
-    return SamplingParams(mode=OutputMode.IMAGE, **_common_fields(body, engine))
+def image_params(
+    body: ImageRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
+) -> SamplingParams:
+    """Raises SamplingError for a value out of its range, or above the operator's limit.
+
+    A picture has a length of its own, so that of answers does not matter here.
+    """
+    params = SamplingParams(mode=OutputMode.IMAGE, **_common_fields(body, engine))
+    check_limits(body, settings)
+    return params
 
 
 def _first_given(first: Value | None, second: Value) -> Value:
@@ -80,6 +102,7 @@ def _text_fields(body: SamplingFields, engine: Engine) -> dict[str, Any]:
         "stop_token_ids": tuple(body.stop_token_ids or ()),
         "ignore_eos": bool(body.ignore_eos),
         "logit_bias": dict(body.logit_bias or {}),
+        "include_routing": bool(body.include_routing),
     }
 
 

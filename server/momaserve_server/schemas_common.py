@@ -121,6 +121,7 @@ class SamplingFields(GenerationFields):
     logit_bias: dict[int, float] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    include_routing: bool | None = None
 
     @property
     def include_usage(self) -> bool:

@@ -25,7 +25,6 @@ from tests.engine.work import (
     Ask,
     ask,
     assert_all_equal,
-    assert_equal,
     cache_of,
     run,
     run_one,

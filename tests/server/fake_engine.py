@@ -20,7 +20,7 @@ from momaserve.config import EngineConfig
 from momaserve.errors import EngineDeadError, PromptError
 from momaserve.models.config import ModelConfig
 from momaserve.models.generation import GenerationDefaults
-from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput
+from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput, TokenRouting
 from momaserve.sampling import OutputMode, SamplingParams
 from momaserve.tokens.grammar import GrammarSpec
 from momaserve.tokens.image import ImageCodec
@@ -190,10 +190,20 @@ def logprob(token_id: int, top: int) -> TokenLogprob:
     return TokenLogprob(token_id, -token_id / 8, likeliest)
 
 
+def routing(token_id: int) -> TokenRouting:
+    """Made-up experts that a test can recompute: one layer took the token, one let it pass."""
+    return TokenRouting(token_id, group_of(token_id), ((token_id % 4,), None))
+
+
+def group_of(token_id: int) -> str:
+    return model_config().modality_of(token_id).label
+
+
 class FakeStream(AsyncIterator[ChoiceOutput]):
     """What `generate` returns: outputs until every choice is finished or aborted."""
 
     def __init__(self, engine: FakeAsyncEngine, submission: Submission) -> None:
+        self.request_id = submission.request_id
         self._engine = engine
         self._submission = submission
         self._outputs = engine.outputs(submission)
@@ -242,6 +252,8 @@ class FakeAsyncEngine:
         self.aborted: list[str] = []
         self.abort_reasons: list[FinishReason] = []
         self.running: set[str] = set()
+        self.ending: set[str] = set()
+        """Submissions that `abort` ends."""
         self.stopped = asyncio.Event()
         """Set whenever a submission ends, for tests that wait for an abort."""
         self.started = asyncio.Event()
@@ -290,6 +302,13 @@ class FakeAsyncEngine:
         self.started.set()
         return FakeStream(self, self.submissions[-1])
 
+    def abort(self, request_id: str) -> bool:
+        """Ends it under its reader, with the step that it waits for."""
+        self.ending.add(request_id)
+        if self.gate is not None:
+            self.gate.release()
+        return request_id in self.running
+
     def end(self, request_id: str) -> None:
         self.running.discard(request_id)
         self.stopped.set()
@@ -315,7 +334,13 @@ class FakeAsyncEngine:
                 fails = self.failing_choices is None or index in self.failing_choices
                 if fails and self.failure is not None and step >= self.failure[0]:
                     tokens, reason = (), self.failure[1]
+                if name in self.ending:
+                    tokens, reason = (), FinishReason.ABORT
                 output = self._output(names[index], tokens, submission.prompt, params, step, reason)
+                if params.include_routing and step and reason is not FinishReason.ABORT:
+                    output = replace(output, routing=(routing(answer[step - 1]),))
+                    if reason is not None:  # the last token is never computed
+                        output = replace(output, routing=())
                 cached = len(submission.prompt.token_ids) if index else self.num_cached_tokens
                 yield ChoiceOutput(index, replace(output, num_cached_tokens=cached))
                 if reason is not None:
