@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from momaserve.errors import ConfigError
+from momaserve.errors import ConfigError, DataError
 from momaserve.models.config import ModelConfig
 from momaserve.training.demo import (
     CHAT_TEMPLATE,
@@ -51,16 +51,25 @@ class TrainingData:
     """Hashes of what it was made of, for run.json."""
 
 
-def open_corpus(directory: Path) -> Corpus:
+def open_corpus(directory: Path, recipe: Recipe) -> Corpus:
     """The dictionary in `directory`, made first where it is absent.
 
     Raises:
-        DataError: the Debian packages that it is made from are missing.
+        DataError: the Debian packages that it is made from are missing, or its pictures have
+            another size than the recipe's.
     """
+    size = recipe.picture_size
     if not (directory / "items.jsonl").exists():
         print(f"making the dictionary in {directory}", file=sys.stderr)
-        build(directory)
-    return Corpus.load(directory)
+        build(directory, size)
+    corpus = Corpus.load(directory)
+    found = corpus.pictures.shape[1]
+    if found != size:
+        raise DataError(
+            f"the pictures in {directory} have {found} pixels a side, the recipe's {size}: "
+            "give another directory, and the dictionary is made there"
+        )
+    return corpus
 
 
 def open_data(
@@ -114,7 +123,7 @@ def _dictionary(
 ) -> TrainingData:
     if image_tokenizer is None:
         raise ConfigError("the dictionary has pictures: give --image-tokenizer")
-    corpus = open_corpus(path)
+    corpus = open_corpus(path, recipe)
     tokenizer: Tokenizer = text_tokenizer(recipe, corpus, out / "tokenizer.json")
     data = demo_data(recipe, corpus, image_tokenizer, tokenizer, "train")
     training = recipe.pretrain

@@ -29,6 +29,11 @@ Draw = Callable[[random.Random], Exchange]
 
 CHAT_TEMPLATE = """\
 {#- Pictures come before words, as in training; the dictionary is in lower case. -#}
+{#- name to picture:  bos NAME sep PICTURE eos -#}
+{#- picture to name:  bos PICTURE [what is this?] sep NAME, newline, KEYWORDS eos -#}
+{#- word to gloss:    bos what is a WORD? sep GLOSS eos -#}
+{#- gloss, picture:   bos tell me about WORD sep GLOSS PICTURE eos -#}
+{#- unasked picture:  bos PICTURE eos (what guidance compares with) -#}
 {{- bos_token -}}
 {%- for message in messages -%}
 {%- if message.role == 'user' -%}

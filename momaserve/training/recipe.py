@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from momaserve.errors import ConfigError
+from momaserve.models.image_tokenizer import ImageTokenizerConfig
 from momaserve.training.documents.settings import DocumentSettings
 from momaserve.training.fit_routers import FitRoutersConfig
 from momaserve.training.image_tokenizer import ImageTokenizerTraining
@@ -92,6 +93,12 @@ class Recipe:
         if not isinstance(self.data, DataSettings):
             raise ConfigError('this works on the dictionary alone: data.source is "documents"')
         return self.data
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels along a side of the pictures that the image tokenizer reads."""
+        settings = {} if self.image_tokenizer is None else self.image_tokenizer.model
+        return ImageTokenizerConfig.from_dict(settings).image_size
 
 
 _REQUIRED = {"data", "model", "pretrain"}

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from momaserve.errors import DataError
 from momaserve.models.image_tokenizer import ImageAutoencoder, ImageTokenizerConfig
+from momaserve.training.data import open_corpus
 from momaserve.training.demo import code_variants, encode_pictures
 from momaserve.training.dictionary import sources
 from momaserve.training.dictionary.build import build
@@ -18,6 +20,7 @@ from momaserve.training.dictionary.phrases import MAX_SHARED
 from momaserve.training.dictionary.plain_words import PLAIN_WORDS, accepts, is_kept_out
 from momaserve.training.dictionary.taste import is_fit_word
 from momaserve.training.image_tokenizer import to_pixels
+from momaserve.training.recipe import Recipe
 from momaserve.training.tasks import DictionaryTasks
 from tests.models.factory import make_config
 
@@ -68,6 +71,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         pytest.skip(f"Debian packages {MISSING} are not installed")
     folder: Path = tmp_path_factory.mktemp("dictionary")
     build(folder, size=SIZE)
+    with pytest.raises(DataError, match=f"have {SIZE} pixels a side, the recipe's"):
+        open_corpus(folder, Recipe.load("demo"))
     return Corpus.load(folder)
 
 

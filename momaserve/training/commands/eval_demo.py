@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint: Path = args.checkpoint or CHECKPOINT
     recipe = Recipe.load(args.recipe)
     set_threads(args)
-    corpus = open_corpus(args.data)
+    corpus = open_corpus(args.data, recipe)
     index = PictureIndex(corpus)
     report: dict[str, Any] = {
         "checkpoint": checkpoint.name,

@@ -48,7 +48,7 @@ def _pictures(
         if found.skips.total:
             print(f"skipped {found.skips.total:,}{found.skips}", file=sys.stderr)
         return found.train, found.held_out
-    corpus, data = open_corpus(path), recipe.dictionary
+    corpus, data = open_corpus(path, recipe), recipe.dictionary
     kinds = frozenset(data.codes_kinds)
     if args.decoder_only or not kinds:
         splits = [select_items(corpus, data, split) for split in ("train", "held_out")]
