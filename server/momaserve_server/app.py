@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
@@ -26,12 +26,13 @@ from momaserve_server import (
 )
 from momaserve_server.context import ServerContext
 from momaserve_server.errors import install_error_handlers
+from momaserve_server.fetch import ImageFetcher
 from momaserve_server.metrics import ServerMetrics
-from momaserve_server.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from momaserve_server.middleware import add_middleware
 from momaserve_server.openapi import describe_bodies
+from momaserve_server.request_record import RequestRecord
 from momaserve_server.schemas_chat import ChatRequest
 from momaserve_server.schemas_completions import CompletionRequest
-from momaserve_server.schemas_edits import EditRequest
 from momaserve_server.schemas_images import ImageRequest
 from momaserve_server.schemas_tokens import DetokenizeRequest, TokenizeRequest
 from momaserve_server.settings import ServerSettings
@@ -55,7 +56,6 @@ BODIES = (
     ChatRequest,
     CompletionRequest,
     ImageRequest,
-    EditRequest,
     TokenizeRequest,
     DetokenizeRequest,
 )
@@ -63,7 +63,11 @@ BODIES = (
 
 
 def create_app(
-    async_engine: AsyncEngine, settings: ServerSettings, *, metrics: ServerMetrics
+    async_engine: AsyncEngine,
+    settings: ServerSettings,
+    *,
+    metrics: ServerMetrics,
+    listeners: Sequence[Callable[[RequestRecord], None]] = (),
 ) -> FastAPI:
     """The application over one engine.
 
@@ -72,6 +76,7 @@ def create_app(
 
     Args:
         metrics: the listener that `async_engine` was built with.
+        listeners: are told of each HTTP request at its end.
     """
 
     @asynccontextmanager
@@ -80,7 +85,16 @@ def create_app(
         yield
         await async_engine.drain(settings.drain_timeout_s)
         await anyio.to_thread.run_sync(async_engine.close)
+        if fetcher is not None:
+            await fetcher.aclose()
 
+    fetcher: ImageFetcher | None = None
+    if settings.allow_image_hosts:
+        fetcher = ImageFetcher(
+            settings.allow_image_hosts,
+            timeout_s=settings.image_fetch_timeout_s,
+            max_bytes=settings.max_image_bytes,
+        )
     app = FastAPI(
         title="momaserve",
         version=__version__,
@@ -95,9 +109,9 @@ def create_app(
         workers=Workers(settings.worker_threads),
         model_name=settings.served_model_name or async_engine.engine.model_name,
         created_s=int(time.time()),
+        fetcher=fetcher,
     )
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestIdMiddleware)
+    add_middleware(app, settings, listeners)
     install_error_handlers(app)
     for module in ROUTES:
         app.include_router(module.router)

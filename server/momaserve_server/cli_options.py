@@ -1,4 +1,7 @@
-"""Options of `serve` and `generate`, their environment variables, and what they build.
+"""Options of `serve` and `generate`, and what they build.
+
+A flag comes before its environment variable, that before the file of `--config`, and that before
+the default.
 
 Imports neither torch nor fastapi: `--help` must be quick.
 """
@@ -7,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +24,12 @@ from momaserve.config import (
 )
 from momaserve.demo import CHECKPOINT
 from momaserve.errors import ConfigError
-from momaserve_server.settings import ServerSettings
+from momaserve_server.api_keys import read_key_file
+from momaserve_server.config_file import ConfigFile, read_config_file
+from momaserve_server.option import ENVIRONMENT_PREFIX, Option
+from momaserve_server.settings import LOG_FORMATS, LOG_LEVELS, ServerSettings
 
-ENVIRONMENT_PREFIX = "MOMASERVE_"
-SWITCH_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-"""What the environment variable of an option without value may hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One command-line option that sets one field of a configuration class."""
-
-    flag: str
-    owner: type
-    """The dataclass whose default is the option's."""
-    help: str
-    """Without the default, with the unit."""
-    field: str = ""
-    """Field of `owner`; left out, the flag's own name."""
-    type: Callable[[str], Any] = int
-    choices: Sequence[str] | None = None
-    unset: str = "automatic"
-    """What the help shows for a default of None."""
-    sets: bool | None = None
-    """What the bare flag sets the field to; None for an option that takes a value."""
-
-    @property
-    def dest(self) -> str:
-        return self.flag.removeprefix("--").replace("-", "_")
-
-    @property
-    def target(self) -> str:
-        return self.field or self.dest
-
-    @property
-    def environment_name(self) -> str:
-        return ENVIRONMENT_PREFIX + self.dest.upper()
-
-    def default_text(self) -> str:
-        if self.sets is not None:
-            return "off"
-        default = next(f.default for f in fields(self.owner) if f.name == self.target)
-        return self.unset if default is None or default is MISSING else str(default)
-
+CONFIG_ENVIRONMENT_NAME = f"{ENVIRONMENT_PREFIX}CONFIG"
 
 PROMPT_CHOICES = ("same", *map(str, PROMPT_POLICIES))
 
@@ -153,11 +118,49 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     Option(flag="--host", owner=ServerSettings, type=str, help="address to listen on"),
     Option(flag="--port", owner=ServerSettings, help="port to listen on; 0 takes a free one"),
     Option(
+        flag="--root-path",
+        owner=ServerSettings,
+        type=str,
+        metavar="PATH",
+        help="path under which a proxy shows this server, such as /llm",
+        unset="none",
+    ),
+    Option(
         flag="--served-model-name",
         owner=ServerSettings,
         type=str,
         help="name of the model in requests",
         unset="the checkpoint's",
+    ),
+    Option(
+        flag="--api-key",
+        owner=ServerSettings,
+        field="api_keys",
+        type=str,
+        metavar="KEY",
+        repeats=True,
+        help="key without which the API answers with a 401; others on this machine may see it in "
+        "the list of processes, unlike one in the environment or in a file",
+        unset="none, open to everybody",
+    ),
+    Option(
+        flag="--api-key-file",
+        owner=ServerSettings,
+        field="api_keys",
+        type=read_key_file,
+        metavar="FILE",
+        help="file of such keys, one per line",
+        unset="none",
+    ),
+    Option(
+        flag="--cors-origin",
+        owner=ServerSettings,
+        field="cors_origins",
+        type=str,
+        metavar="ORIGIN",
+        repeats=True,
+        help="origin whose web pages may use the API, such as https://example.com, or *",
+        unset="none",
     ),
     Option(
         flag="--drain-timeout",
@@ -181,10 +184,75 @@ SERVER_OPTIONS: tuple[Option, ...] = (
         owner=ServerSettings,
         help="prompts in one completions request",
     ),
+    Option(flag="--max-n", owner=ServerSettings, help="answers to one prompt"),
+    Option(
+        flag="--max-output-tokens",
+        owner=ServerSettings,
+        help="longest answer, in tokens",
+        unset="what the context has room for",
+    ),
+    Option(
+        flag="--max-logprobs",
+        owner=ServerSettings,
+        help="likeliest tokens that log-probabilities are reported of",
+    ),
+    Option(flag="--max-stop", owner=ServerSettings, help="stop strings of one request"),
+    Option(
+        flag="--allow-image-host",
+        owner=ServerSettings,
+        field="allow_image_hosts",
+        type=str,
+        metavar="HOST",
+        repeats=True,
+        help="host, or host:port, from which pictures are fetched by http(s) URL",
+        unset="none",
+    ),
+    Option(
+        flag="--image-fetch-timeout",
+        owner=ServerSettings,
+        field="image_fetch_timeout_s",
+        type=float,
+        help="seconds that fetching one picture may take",
+    ),
     Option(
         flag="--worker-threads",
         owner=ServerSettings,
         help="threads for tokenising and rendering pictures",
+    ),
+    Option(
+        flag="--metrics-prefix",
+        owner=ServerSettings,
+        type=str,
+        help="first word of all names in /metrics; vllm gives vLLM's own names",
+    ),
+    Option(
+        flag="--otlp-traces-endpoint",
+        owner=ServerSettings,
+        type=str,
+        metavar="URL",
+        help="where OpenTelemetry spans go, such as http://localhost:4318/v1/traces",
+        unset="none",
+    ),
+    Option(
+        flag="--log-format",
+        owner=ServerSettings,
+        type=str,
+        choices=LOG_FORMATS,
+        help="lines on stderr for people, or one JSON object per line",
+    ),
+    Option(
+        flag="--log-level",
+        owner=ServerSettings,
+        type=str,
+        choices=LOG_LEVELS,
+        help="what is worth a line; debug shows health probes too",
+    ),
+    Option(
+        flag="--no-access-log",
+        owner=ServerSettings,
+        field="access_log",
+        sets=False,
+        help="no line per request",
     ),
 )
 
@@ -216,48 +284,57 @@ def add_options(
     options: Sequence[Option],
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Adds `options`; each takes its default from its environment variable, if that is set."""
+    """Adds `options` and `--config`; the environment's values are their defaults."""
+    environment = os.environ if environment is None else environment
     group = parser.add_argument_group(
-        "settings", f"each also as an environment variable, such as {options[0].environment_name}"
+        "settings",
+        f"each also as an environment variable, such as {options[0].environment_name} (several "
+        "values with commas between them), and as a key of the file of --config",
+    )
+
+    def config_file(path: str) -> ConfigFile:
+        try:
+            return read_config_file(Path(path), options)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    group.add_argument(
+        "--config",
+        type=config_file,
+        metavar="FILE",
+        default=environment.get(CONFIG_ENVIRONMENT_NAME) or None,
+        help="TOML file of settings; flags and environment variables come before it "
+        "(default: none)",
     )
     for option in options:
-        kind: dict[str, Any] = {"action": "store_const", "const": option.sets}
-        if option.sets is None:
-            metavar = None if option.choices else "N" if option.type is not str else "NAME"
-            kind = {"type": option.type, "choices": option.choices, "metavar": metavar}
-        group.add_argument(
-            option.flag,
-            default=_from_environment(parser, option, environment),
-            help=f"{option.help} (default: {option.default_text()})",
-            **kind,
-        )
-
-
-def _from_environment(
-    parser: argparse.ArgumentParser, option: Option, environment: Mapping[str, str] | None
-) -> Any:
-    text = (os.environ if environment is None else environment).get(option.environment_name)
-    if not text:
-        return None
-    if option.sets is not None:
-        if text.lower() not in SWITCH_WORDS:
-            words = ", ".join(SWITCH_WORDS)
-            parser.error(f"{option.environment_name}={text!r} is not one of {words}")
-        return option.sets if SWITCH_WORDS[text.lower()] else None
-    try:
-        value = option.type(text)
-    except ValueError:
-        parser.error(f"{option.environment_name}={text!r} is not a valid {option.type.__name__}")
-    if option.choices is not None and value not in option.choices:
-        parser.error(
-            f"{option.environment_name}={text!r} is not one of {', '.join(option.choices)}"
-        )
-    return value
+        default: Any = None
+        text = environment.get(option.environment_name)
+        if text:
+            try:
+                default = option.from_environment(text)
+            except ValueError as error:
+                parser.error(str(error))
+        option.add_to(group, default)
 
 
 def _given(args: argparse.Namespace, options: Sequence[Option], owner: type) -> dict[str, Any]:
-    values = {o.target: getattr(args, o.dest, None) for o in options if o.owner is owner}
-    return {name: value for name, value in values.items() if value is not None}
+    """Values of the fields of `owner` that a flag, the environment or the file sets."""
+    values: dict[str, Any] = {}
+    for option in options:
+        value = getattr(args, option.dest, None)
+        if value is None:
+            value = _from_file(args, option.dest)
+        if option.owner is not owner or value is None:
+            continue
+        if isinstance(value, list | tuple):  # --api-key and --api-key-file fill one field
+            value = (*values.get(option.target, ()), *value)
+        values[option.target] = value
+    return values
+
+
+def _from_file(args: argparse.Namespace, name: str) -> Any:
+    config: ConfigFile | None = getattr(args, "config", None)
+    return None if config is None else config.values.get(name)
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
@@ -268,16 +345,25 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
 def model_source(args: argparse.Namespace) -> Path | str:
     """The checkpoint's directory, or the name of a preset.
 
+    What the file of `--config` says about it counts only if the command line says nothing.
+
     Raises:
         ConfigError: arguments that contradict each other.
     """
+    checkpoint: Path | None = args.checkpoint
     preset: str | None = args.preset
-    if (preset is not None) != args.random_weights:
+    is_random: bool = args.random_weights
+    if checkpoint is None and preset is None and not is_random:
+        named: str | None = _from_file(args, "checkpoint")
+        checkpoint = None if named is None else Path(named)
+        preset = _from_file(args, "preset")
+        is_random = bool(_from_file(args, "random_weights"))
+    if (preset is not None) != is_random:
         raise ConfigError("--preset and --random-weights go together")
     if preset is None:
-        return checkpoint_path(args)
-    if args.checkpoint is not None:
-        raise ConfigError(f"give CHECKPOINT {args.checkpoint} or --preset, not both")
+        return CHECKPOINT if checkpoint is None else checkpoint
+    if checkpoint is not None:
+        raise ConfigError(f"give CHECKPOINT {checkpoint} or --preset, not both")
     return preset
 
 

@@ -21,7 +21,7 @@ MODEL_SOURCE: Mapping[str, type] = {"checkpoint": str, "preset": str, "random_we
 _TOML_NAMES = {
     bool: "a boolean",
     int: "an integer",
-    float: "a float",
+    float: "a number",
     str: "a string",
     list: "an array",
     dict: "a table",

@@ -70,7 +70,7 @@ class ImageFetcher:
         Raises:
             PromptError: one of them cannot be had; `param` says which.
         """
-        params = {url: param for url, param in reversed(wanted)}  # the first place of each
+        params = dict(reversed(wanted))  # by URL, the first place of each
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {url: group.create_task(self.fetch(url, p)) for url, p in params.items()}

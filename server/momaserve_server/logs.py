@@ -20,15 +20,30 @@ def configure_logging(log_format: str, log_level: str) -> None:
 
     With "json", whatever nobody catches and Python's own warnings become lines of the log too.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, StderrHandler)]:
+        root.removeHandler(handler)
+    handler = StderrHandler()
     handler.addFilter(_add_request_id)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(log_level.upper())
     logging.captureWarnings(True)
     if log_format == "json":
         threading.excepthook = _on_thread_exception
+
+
+class StderrHandler(logging.Handler):
+    """Writes to what `sys.stderr` is at the time, each record at once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:
@@ -81,7 +96,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line: time, level, logger, message, the fields, and a stack if there is one."""
+    """One object per line: time, level, logger, message, the fields, and the stack of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {

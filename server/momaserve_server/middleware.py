@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from momaserve.errors import RequestError
+from momaserve_server.access_log import AccessLog
 from momaserve_server.auth import AuthMiddleware
 from momaserve_server.errors import BodyTooLargeError, wire_error
 from momaserve_server.request_record import RecordMiddleware, RequestRecord, current_record
@@ -51,7 +52,8 @@ def add_middleware(
             allow_headers=("*",),  # OpenAI's clients send some of their own
             expose_headers=(REQUEST_ID_HEADER, "retry-after"),
         )
-    app.add_middleware(RecordMiddleware, listeners=listeners)
+    access_log = [AccessLog(settings.root_path)] if settings.access_log else []
+    app.add_middleware(RecordMiddleware, listeners=(*access_log, *listeners))
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
 
@@ -139,15 +141,23 @@ class RequestIdMiddleware:
             await send(message)
 
         if chosen and not is_valid:
-            got = f"{len(chosen[0])} characters" if len(chosen) == 1 else f"{len(chosen)} of them"
             error = RequestError(
                 f"X-Request-Id must be 1 to {MAX_REQUEST_ID_CHARS} characters of "
-                f"A-Z a-z 0-9 . _ : -, got {got}",
+                f"A-Z a-z 0-9 . _ : -, got {_fault(chosen)}",
                 param="request_id",
             )
             await wire_error(error).response()(scope, receive, send_with_id)
             return
         await self._app(scope, receive, send_with_id)
+
+
+def _fault(chosen: Sequence[str]) -> str:
+    """What is wrong with a client's request id; never long."""
+    if len(chosen) > 1:
+        return f"{len(chosen)} of them"
+    if not 1 <= len(chosen[0]) <= MAX_REQUEST_ID_CHARS:
+        return f"{len(chosen[0])} characters"
+    return repr(next(char for char in chosen[0] if not _REQUEST_ID.fullmatch(char)))
 
 
 class UnexpectedErrorMiddleware:

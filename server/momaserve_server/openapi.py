@@ -70,20 +70,13 @@ def form_body(
     statuses: Sequence[int],
 ) -> dict[str, Any]:
     """The same for a route that takes a form of `schema`'s fields and files."""
+    form = schema.model_json_schema(ref_template=REF)
+    assert "$defs" not in form, "fields of a form are plain values"
     file = {"type": "string", "format": "binary"}
-    reference = {"$ref": REF.format(model=schema.__name__)}
-    combined = {
-        "allOf": [
-            reference,
-            {
-                "type": "object",
-                "properties": dict.fromkeys(files, file),
-                "required": list(required),
-            },
-        ]
-    }
+    form["properties"] = {**form["properties"], **dict.fromkeys(files, file)}
+    form["required"] = [*form["required"], *required]
     return {
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": combined}}},
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": _responses(reply, statuses, is_streamed=True),
     }
 
@@ -98,7 +91,7 @@ def _responses(reply: Any, statuses: Sequence[int], *, is_streamed: bool) -> dic
         "application/json": {"schema": schema_of(reply), "example": plain(reply)}
     }
     if is_streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     return {
         "200": {"description": "OK", "content": content},
         **{str(status): _error(status) for status in sorted({*statuses, *EVERYWHERE})},

@@ -94,10 +94,11 @@ def _detokenized(context: ServerContext, tokens: list[int]) -> dict[str, Any]:
         raise PromptError(
             f"tokens has {len(tokens)} ids; the model takes at most {limit}", param="tokens"
         )
-    try:
-        processor.encode_ids(tokens)
-    except PromptError as error:
-        raise PromptError(str(error), param="tokens") from None
+    if tokens:
+        try:
+            processor.encode_ids(tokens)
+        except PromptError as error:
+            raise PromptError(str(error), param="tokens") from None
     decoder = processor.decoder()
     parts: list[dict[str, Any]] = []
     for event in [*decoder.push(tokens), *decoder.finish()]:

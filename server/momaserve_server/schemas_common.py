@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFun
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
+from momaserve import sampling
+
 UNSUPPORTED_FIELDS = {
     "tools": "tool calls are not supported",
     "tool_choice": "tool calls are not supported",
@@ -76,6 +78,14 @@ ServablePolicy = Literal["causal", "calibrated"]
 PromptPolicy = Literal["same", "causal", "calibrated", "expert_choice"]
 
 
+def within(low: float, high: float | None = None, *, is_open: bool = False) -> Any:
+    """An optional number whose bounds the OpenAPI document tells; `SamplingParams` checks them."""
+    bounds: dict[str, Any] = {"exclusiveMinimum" if is_open else "minimum": low}
+    if high is not None:
+        bounds["maximum"] = high
+    return Field(default=None, json_schema_extra=bounds)
+
+
 class StreamOptions(StrictBody):
     include_usage: bool | None = None
     include_obfuscation: Any = None
@@ -89,19 +99,26 @@ class GenerationFields(IgnoredFields):
     """
 
     model: str | None = None
-    n: int | None = None
-    seed: int | None = None
-    image_temperature: float | None = None
-    image_top_k: int | None = None
-    image_top_p: float | None = None
-    guidance_scale: float | None = None
-    min_tokens: int | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    timeout_s: float | None = None
+    n: int | None = within(1, sampling.MAX_N)
+    seed: int | None = within(0, sampling.MAX_SEED)
+    image_temperature: float | None = within(0, sampling.MAX_TEMPERATURE)
+    image_top_k: int | None = within(0)
+    image_top_p: float | None = within(0, 1, is_open=True)
+    guidance_scale: float | None = within(0, sampling.MAX_GUIDANCE_SCALE)
+    min_tokens: int | None = within(0)
+    repetition_penalty: float | None = within(0, sampling.MAX_REPETITION_PENALTY, is_open=True)
+    presence_penalty: float | None = within(
+        -sampling.MAX_ADDITIVE_PENALTY, sampling.MAX_ADDITIVE_PENALTY
+    )
+    frequency_penalty: float | None = within(
+        -sampling.MAX_ADDITIVE_PENALTY, sampling.MAX_ADDITIVE_PENALTY
+    )
+    priority: int | None = within(-sampling.MAX_PRIORITY, sampling.MAX_PRIORITY)
+    cache_salt: str | None = Field(
+        default=None,
+        json_schema_extra={"minLength": 1, "maxLength": sampling.MAX_CACHE_SALT},
+    )
+    timeout_s: float | None = within(0, sampling.MAX_TIMEOUT_S, is_open=True)
     routing: ServablePolicy | None = None
     prompt_routing: PromptPolicy | None = None
     stream: bool | None = None
@@ -110,15 +127,19 @@ class GenerationFields(IgnoredFields):
 class SamplingFields(GenerationFields):
     """Fields of the routes that generate text, or text and pictures."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    max_tokens: int | None = None
+    temperature: float | None = within(0, sampling.MAX_TEMPERATURE)
+    top_p: float | None = within(0, 1, is_open=True)
+    top_k: int | None = within(-1)
+    min_p: float | None = within(0, 1)
+    max_tokens: int | None = within(0)
     stop: Stop | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(
+        default=None, json_schema_extra={"maxItems": sampling.MAX_STOP_TOKEN_IDS}
+    )
     ignore_eos: bool | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, float] | None = Field(
+        default=None, json_schema_extra={"maxProperties": sampling.MAX_LOGIT_BIAS}
+    )
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     include_routing: bool | None = None

@@ -7,22 +7,29 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Coroutine
+from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from momaserve.async_engine import AsyncEngine
 from momaserve.engine import Engine
-from momaserve.errors import MomaserveError
+from momaserve.errors import ConfigError, MomaserveError, SamplingError
 from momaserve_server.app import create_app
+from momaserve_server.cli import BAD_USAGE, FAILED
 from momaserve_server.cli_options import engine_config, model_source, server_settings
+from momaserve_server.logs import configure_logging
 from momaserve_server.metrics import ServerMetrics
 from momaserve_server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from momaserve_server.tracing import RequestTracer
+
+logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5
 """For sending what finished requests still have in the socket's buffer."""
@@ -63,7 +70,7 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
 
     def _begin_drain(self, name: str) -> None:
-        _say(f"{name}: finishing running requests (up to {self._drain_timeout_s:g} s)")
+        logger.info("%s: finishing running requests (up to %g s)", name, self._drain_timeout_s)
         self._drain = asyncio.ensure_future(self._drain_and_exit())
 
     async def _drain_and_exit(self) -> None:
@@ -74,22 +81,47 @@ class DrainingServer(uvicorn.Server):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until a signal; returns the exit code."""
+    """Serves until a signal; returns the exit code.
+
+    Raises:
+        MomaserveError: the server cannot start; with JSON logs it is a line of them instead.
+    """
+    settings = server_settings(args)
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        return _run(args, settings)
+    except Exception as error:
+        if settings.log_format != "json":
+            raise  # the command line tells it
+        is_expected = isinstance(error, MomaserveError)
+        logger.critical(
+            "%s", error if is_expected else "unexpected error", exc_info=not is_expected
+        )
+        return BAD_USAGE if isinstance(error, ConfigError | SamplingError) else FAILED
+
+
+def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
     started = time.monotonic()
     # A stranger's picture must not write to our stderr, nor grow Python's registry of warnings.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    settings = server_settings(args)
     config = engine_config(args)
     checkpoint = model_source(args)
+    if settings.otlp_traces_endpoint is not None:
+        _tracing()  # what is missing is told of at once
     with bound_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
-        _say(f"loading {checkpoint}")
-        metrics = ServerMetrics()
-        async_engine = AsyncEngine(Engine.load(checkpoint, config), listener=metrics)
-        app = create_app(async_engine, settings, metrics=metrics)
+        logger.info("loading %s", checkpoint)
+        engine = Engine.load(checkpoint, config)
+        name = settings.served_model_name or engine.model_name
+        metrics = ServerMetrics(settings.metrics_prefix, model_name=name)
+        async_engine = AsyncEngine(engine, listener=metrics)
+        tracer = _tracer(settings, name)
+        listeners = () if tracer is None else (tracer,)
+        app = create_app(async_engine, settings, metrics=metrics, listeners=listeners)
         server = DrainingServer(
             uvicorn.Config(
                 app,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -99,10 +131,34 @@ def run(args: argparse.Namespace) -> int:
             settings.drain_timeout_s,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        name = settings.served_model_name or async_engine.engine.model_name
         announce = _announce(server, async_engine, f"{name} at {address}", started)
-        asyncio.run(_serve(server, listening, announce))
-    return 0 if server.started else 1
+        try:
+            asyncio.run(_serve(server, listening, announce))
+        finally:
+            if tracer is not None:
+                tracer.close()
+    return 0 if server.started else FAILED
+
+
+def _tracing() -> Any:
+    """`momaserve_server.tracing`, whose packages are optional.
+
+    Raises:
+        ConfigError: they are not installed.
+    """
+    try:
+        return import_module("momaserve_server.tracing")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"otlp_traces_endpoint needs the package {error.name!r}: pip install 'momaserve[otel]'"
+        ) from None
+
+
+def _tracer(settings: ServerSettings, model_name: str) -> RequestTracer | None:
+    if settings.otlp_traces_endpoint is None:
+        return None
+    tracer: RequestTracer = _tracing().otlp_tracer(settings.otlp_traces_endpoint, model_name)
+    return tracer
 
 
 async def _serve(
@@ -120,7 +176,7 @@ async def _announce(
 ) -> None:
     while not (server.started and async_engine.is_ready):
         await asyncio.sleep(READY_POLL_S)
-    _say(f"ready after {time.monotonic() - started:.1f} s: {what} (Ctrl-C stops)")
+    logger.info("ready after %.1f s: %s (Ctrl-C stops)", time.monotonic() - started, what)
 
 
 def bound_socket(settings: ServerSettings) -> socket.socket:
@@ -138,7 +194,3 @@ def bound_socket(settings: ServerSettings) -> socket.socket:
         reason = error.strerror or str(error)
         raise ListenError(f"cannot listen on {host} port {port}: {reason}") from None
     return bound
-
-
-def _say(line: str) -> None:
-    print(f"momaserve: {line}", file=sys.stderr, flush=True)

@@ -1,20 +1,22 @@
 """OpenTelemetry: one span per generating request, without anything of what was asked or answered.
 
-The names are those of the gen_ai conventions as vLLM uses them. The packages are optional: the
-extra `otel`.
+The names are those of the gen_ai conventions as vLLM uses them. Needs the extra `otel`: import it
+only where spans are wanted.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from momaserve import __version__
-from momaserve.errors import ConfigError
 from momaserve_server.request_record import RequestRecord
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
 
 SERVICE_NAME = "momaserve"
 SPAN_NAME = "llm_request"
@@ -31,19 +33,14 @@ class RequestTracer:
         Args:
             processor: takes the spans; a batching one keeps the event loop free.
         """
-        resources = import_module("opentelemetry.sdk.resources")
-        sdk = import_module("opentelemetry.sdk.trace")
-        self._trace = import_module("opentelemetry.trace")
-        propagation = import_module("opentelemetry.trace.propagation.tracecontext")
-        self._propagator = propagation.TraceContextTextMapPropagator()
-        # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME of the environment come before ours.
-        ours = resources.Resource({"service.name": SERVICE_NAME, "service.version": __version__})
-        found = resources.OTELResourceDetector().detect()
-        self._provider = sdk.TracerProvider(
-            resource=ours.merge(found), shutdown_on_exit=False
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES of the environment come before ours.
+        ours = Resource({"service.name": SERVICE_NAME, "service.version": __version__})
+        self._provider = TracerProvider(
+            resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("momaserve_server", __version__)
+        self._propagator = TraceContextTextMapPropagator()
         self._model_name = model_name
 
     def __call__(self, record: RequestRecord) -> None:
@@ -52,13 +49,12 @@ class RequestTracer:
         span = self._tracer.start_span(
             SPAN_NAME,
             context=self._propagator.extract(record.trace_headers),
-            kind=self._trace.SpanKind.SERVER,
+            kind=SpanKind.SERVER,
             attributes=attributes_of(record) | {"gen_ai.response.model": self._model_name},
             start_time=record.started_ns,
         )
         if record.error_code is not None:
-            status = self._trace.Status(self._trace.StatusCode.ERROR, record.error_code)
-            span.set_status(status)
+            span.set_status(Status(StatusCode.ERROR, record.error_code))
         span.end(record.started_ns + int(record.duration_s * 1e9))
 
     def close(self) -> None:
@@ -108,25 +104,5 @@ def attributes_of(record: RequestRecord) -> dict[str, Any]:
 
 
 def otlp_tracer(endpoint: str, model_name: str) -> RequestTracer:
-    """Spans go to `endpoint` in batches, from a thread of their own.
-
-    Raises:
-        ConfigError: the packages are not installed.
-    """
-    require_otel()
-    exporter = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    export = import_module("opentelemetry.sdk.trace.export")
-    processor = export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=endpoint))
-    return RequestTracer(processor, model_name)
-
-
-def require_otel() -> None:
-    """Raises ConfigError, which names the extra, unless what tracing needs is installed."""
-    for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"otlp_traces_endpoint needs the package {error.name!r}: "
-                "pip install 'momaserve[otel]'"
-            ) from None
+    """Spans go to `endpoint` in batches, from a thread of their own."""
+    return RequestTracer(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), model_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from momaserve_server.app import create_app
 from momaserve_server.metrics import ServerMetrics
+from momaserve_server.request_record import RequestRecord
 from momaserve_server.settings import ServerSettings
 from tests.server.fake_engine import FakeAsyncEngine
 
@@ -24,12 +25,16 @@ TIMEOUT_S = 10.0
 
 
 def make_app(
-    fake: FakeAsyncEngine | None = None, metrics: ServerMetrics | None = None, **settings: Any
+    fake: FakeAsyncEngine | None = None,
+    metrics: ServerMetrics | None = None,
+    listeners: Sequence[Callable[[RequestRecord], None]] = (),
+    **settings: Any,
 ) -> FastAPI:
     return create_app(
         (fake or FakeAsyncEngine()).as_engine(),
         ServerSettings(**settings),
         metrics=metrics or ServerMetrics(),
+        listeners=listeners,
     )
 
 

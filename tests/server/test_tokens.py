@@ -131,8 +131,9 @@ async def test_what_was_tokenized_comes_back() -> None:
     assert back == {"prompt": "one, zwei", "parts": [{"type": "text", "text": "one, zwei"}]}
 
 
-async def test_nothing_makes_nothing() -> None:
-    status, reply = await post("detokenize", tokens=[BOS])
+@pytest.mark.parametrize("tokens", [[], [BOS]])
+async def test_nothing_makes_nothing(tokens: list[int]) -> None:
+    status, reply = await post("detokenize", tokens=tokens)
     assert (status, reply) == (200, {"prompt": "", "parts": []})
 
 
