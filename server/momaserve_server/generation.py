@@ -125,6 +125,8 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[ChoiceDelta, None]:
         """Everything that the choices become, until all of them are finished.
 
+        The request is over by the time that the reader learns so: its id is free again.
+
         Raises:
             GenerationFailedError: the engine failed on this request.
             RequestAbortedError: something other than this request's reader ended it.
@@ -136,11 +138,15 @@ class Generation:
                     index = number * self._params.n + item.index
                     if index not in self._open:
                         continue  # made before the engine heard of a stop string
-                    yield self._delta(index, number, item)
+                    delta = self._delta(index, number, item)
+                    if not self._open:
+                        self.close()
+                    yield delta
                     if not self._open:
                         return
         except MomaserveError:
             self._is_told = True
+            self.close()
             raise
         self._is_told = True
         raise GenerationFailedError("the engine ended this request without finishing it")
@@ -165,7 +171,8 @@ class Generation:
         if self._open and not self._is_told:
             self._context.metrics.on_aborted("disconnect")
         self._open.clear()
-        for stream in self._streams:
+        streams, self._streams = self._streams, []
+        for stream in streams:
             stream.abort()
 
     def _delta(self, index: int, number: int, item: ChoiceOutput) -> ChoiceDelta:
