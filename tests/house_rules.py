@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
         "momaserve_server momaserve_bench",
-        "momaserve.training momaserve.demo",
+        "momaserve.training momaserve.demo momaserve.router_lab",
         "momaserve.async_engine momaserve.llm momaserve.environment",
         "momaserve.engine",
         "momaserve.course",
@@ -47,6 +47,7 @@ NEIGHBOURS = {
     ("momaserve.runner", "momaserve.core"): {"momaserve.core.plan"},
     ("momaserve.runner", "momaserve.tokens"): {"momaserve.tokens.grammar"},
     ("momaserve.training", "momaserve.demo"): {"momaserve.demo"},
+    ("momaserve.router_lab", "momaserve.training"): {"momaserve.training"},
     ("momaserve.stats", "momaserve.outputs"): {"momaserve.outputs"},
 }
 """Imports between rooms of one floor, and the modules they are limited to."""

@@ -42,6 +42,11 @@ COMMANDS = {
         "momaserve_server.generate",
         "momaserve_server.generate_options:add_arguments",
     ),
+    "chat": Command(
+        "talk to a running server; pictures are drawn in the terminal and become PNG files",
+        "momaserve_server.chat",
+        "momaserve_server.chat_options:add_arguments",
+    ),
     "info": Command("parameters, bytes and FLOPs of a checkpoint", "momaserve_server.command_info"),
     "export": Command(
         "write a checkpoint in another number format or in shards",
@@ -70,6 +75,11 @@ COMMANDS = {
         "train auxiliary routers of a frozen model",
         "momaserve.training.commands.fit_routers",
         f"{_TRAINING}:fit_routers",
+    ),
+    "router-report": Command(
+        "what causal routing costs a checkpoint, as tables and plots",
+        "momaserve.router_lab.command",
+        "momaserve.router_lab.options:add_arguments",
     ),
 }
 

@@ -21,7 +21,7 @@ MODEL_SOURCE: Mapping[str, type] = {"checkpoint": str, "preset": str, "random_we
 _TOML_NAMES = {
     bool: "a boolean",
     int: "an integer",
-    float: "a number",
+    float: "a float",
     str: "a string",
     list: "an array",
     dict: "a table",
@@ -98,7 +98,8 @@ def _checked(option: Option | None, value: Any, plain: type) -> Any:
 def _of_type(value: Any, wanted: type) -> Any:
     is_whole = wanted is float and type(value) is int
     if type(value) is not wanted and not is_whole:  # `True` is an int to isinstance
-        raise ValueError(f"{_TOML_NAMES[wanted]}, not {_kind(value)}")
+        name = "a number" if wanted is float else _TOML_NAMES[wanted]
+        raise ValueError(f"{name}, not {_kind(value)}")
     return value
 
 

@@ -17,6 +17,7 @@ from momaserve.tokens.prompt import Prompt
 from momaserve_server.context import ServerContext
 from momaserve_server.errors import GenerationFailedError, RequestAbortedError
 from momaserve_server.merge import merged
+from momaserve_server.request_record import current_record
 from momaserve_server.routing_report import RoutingReport
 
 UNANSWERED = (None, FinishReason.TIMEOUT)
@@ -91,6 +92,7 @@ class Generation:
         self._reports = [RoutingReport(config) for _ in self._decoders]
         self._request_id = ""
         self.counts = TokenCounts()
+        self._record = current_record()
         self.has_timed_out = False
         """Whether `timeout_s` cut a choice off."""
 
@@ -120,6 +122,7 @@ class Generation:
             generation._is_told = True
             generation.close()
             raise
+        generation._record.begin(request_id, params, generation.counts)
         return generation
 
     async def deltas(self) -> AsyncGenerator[ChoiceDelta, None]:
@@ -177,6 +180,7 @@ class Generation:
 
     def _delta(self, index: int, number: int, item: ChoiceOutput) -> ChoiceDelta:
         output = item.output
+        self._record.hear(index, output)
         if output.finish_reason is FinishReason.ERROR:
             raise GenerationFailedError(output.error or "the engine failed on this request")
         if output.finish_reason is FinishReason.ABORT:
@@ -199,6 +203,7 @@ class Generation:
             events += decoder.finish()
         if finish_reason is not None:
             self._open.discard(index)
+            self._record.end_choice(index, finish_reason)
             routing += report.finish()
         self.counts.completion_tokens += len(output.token_ids)
         self.counts.image_tokens += self._num_image_tokens(output.token_ids)

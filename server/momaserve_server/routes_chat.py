@@ -44,7 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest, context.workers)
     context.check_model(body.model)
     engine = context.async_engine.engine
-    params = chat_params(body, engine)
+    params = chat_params(body, engine, context.settings)
     if params.mode is not OutputMode.TEXT:
         require_pixels(engine.processor)
     messages = await read_messages(body.messages, context)

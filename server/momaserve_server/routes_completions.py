@@ -46,7 +46,7 @@ async def create_completion(request: Request) -> Response:
     body = await read_body(request, CompletionRequest, context.workers)
     context.check_model(body.model)
     engine = context.async_engine.engine
-    params = completion_params(body, engine)
+    params = completion_params(body, engine, context.settings)
     given = body.prompts()
     limit = context.settings.max_prompts_per_request
     if len(given) > limit:

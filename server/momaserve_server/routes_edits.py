@@ -42,7 +42,7 @@ async def edit_image(request: Request) -> Response:
     body, files = await read_form(request, EditRequest, FILES)
     context.check_model(body.model)
     engine = context.async_engine.engine
-    params = image_params(body, engine)
+    params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(_prompt, context, body, files)
     generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")

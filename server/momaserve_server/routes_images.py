@@ -44,7 +44,7 @@ async def create_image(request: Request) -> Response:
     body = await read_body(request, ImageRequest, context.workers)
     context.check_model(body.model)
     engine = context.async_engine.engine
-    params = image_params(body, engine)
+    params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(encode_text, engine.processor, body.prompt)
     generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from momaserve import __version__
-from momaserve.sampling import MAX_LOGPROBS, MAX_N
 from momaserve_server import examples
 from momaserve_server.context import ServerContext, context_of
 from momaserve_server.openapi import READS, no_body
@@ -79,8 +78,10 @@ def model_card(context: ServerContext) -> dict[str, Any]:
             "prompt": str(engine.config.prompt_routing or "same"),
         },
         "limits": {
-            "n": MAX_N,
-            "logprobs": MAX_LOGPROBS,
+            "n": settings.max_n,
+            "output_tokens": settings.max_output_tokens,
+            "logprobs": settings.max_logprobs,
+            "stop": settings.max_stop,
             "body_bytes": settings.max_body_bytes,
             "image_bytes": settings.max_image_bytes,
             "image_pixels": settings.max_image_pixels,

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 from momaserve.errors import PromptError
 from momaserve.tokens.detokenize import ImageDone, ImageProgress, TextDelta
 from momaserve.tokens.processor import Processor
+from momaserve.tokens.prompt import ChatMessage
 from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of
 from momaserve_server.logprobs import TokenNames
-from momaserve_server.media import chat_messages
+from momaserve_server.media import read_messages
 from momaserve_server.openapi import TAKES_BODY, json_body
 from momaserve_server.pictures import DATA_URL, png_base64
 from momaserve_server.prompts import encode_text
@@ -33,7 +34,8 @@ async def tokenize(request: Request) -> dict[str, Any]:
     context = context_of(request)
     body = await read_body(request, TokenizeRequest, context.workers)
     context.check_model(body.model)
-    return await context.workers.run(_tokenized, context, body)
+    messages = None if body.messages is None else await read_messages(body.messages, context)
+    return await context.workers.run(_tokenized, context, body, messages)
 
 
 @router.post(
@@ -49,10 +51,12 @@ async def detokenize(request: Request) -> dict[str, Any]:
     return await context.workers.run(_detokenized, context, body.tokens)
 
 
-def _tokenized(context: ServerContext, body: TokenizeRequest) -> dict[str, Any]:
+def _tokenized(
+    context: ServerContext, body: TokenizeRequest, messages: Sequence[ChatMessage] | None
+) -> dict[str, Any]:
     engine = context.async_engine.engine
     processor, config = engine.processor, engine.model_config
-    token_ids = _encode(context, processor, body)
+    token_ids = _encode(processor, body, messages)
     names = TokenNames(processor.text)
     return {
         "tokens": token_ids,
@@ -64,9 +68,10 @@ def _tokenized(context: ServerContext, body: TokenizeRequest) -> dict[str, Any]:
     }
 
 
-def _encode(context: ServerContext, processor: Processor, body: TokenizeRequest) -> list[int]:
-    if body.messages is not None:
-        messages = chat_messages(body.messages, context.settings)
+def _encode(
+    processor: Processor, body: TokenizeRequest, messages: Sequence[ChatMessage] | None
+) -> list[int]:
+    if messages is not None:
         return list(processor.encode_chat(messages).token_ids)
     assert body.prompt is not None
     if body.add_special_tokens is not False:

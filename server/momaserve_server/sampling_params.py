@@ -30,13 +30,8 @@ SAME_NAME = (
 )
 """Fields that `SamplingParams` has too, with the same meaning and default."""
 
-ENGINE_LIMITS = ServerSettings()
-"""An operator who sets no limit of his own."""
 
-
-def chat_params(
-    body: ChatRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
-) -> SamplingParams:
+def chat_params(body: ChatRequest, engine: Engine, settings: ServerSettings) -> SamplingParams:
     """Raises SamplingError for a value out of its range, or above the operator's limit."""
     modalities = set(body.modalities or ["text"])
     mode = OutputMode.INTERLEAVED if len(modalities) == 2 else OutputMode(modalities.pop())
@@ -52,7 +47,7 @@ def chat_params(
 
 
 def completion_params(
-    body: CompletionRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
+    body: CompletionRequest, engine: Engine, settings: ServerSettings
 ) -> SamplingParams:
     """Raises SamplingError for a value out of its range, or above the operator's limit."""
     wanted = _first_given(body.max_tokens, DEFAULT_MAX_TOKENS)
@@ -67,9 +62,7 @@ def completion_params(
     return params
 
 
-def image_params(
-    body: ImageRequest, engine: Engine, settings: ServerSettings = ENGINE_LIMITS
-) -> SamplingParams:
+def image_params(body: ImageRequest, engine: Engine, settings: ServerSettings) -> SamplingParams:
     """Raises SamplingError for a value out of its range, or above the operator's limit.
 
     A picture has a length of its own, so that of answers does not matter here.

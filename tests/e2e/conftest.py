@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -22,6 +23,16 @@ class LiveServer:
 
     url: str
     process: subprocess.Popen[str]
+
+    def card(self) -> dict[str, Any]:
+        """What the server says of its model."""
+        found: dict[str, Any] = httpx.get(f"{self.url}/v1/models").json()["data"][0]
+        return found
+
+    @property
+    def tokens_per_image(self) -> int:
+        count: int = self.card()["image"]["tokens_per_image"]
+        return count
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -86,6 +87,27 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["generate", "--prompt", "x", "--frequency-penalty", "nan"],
         ["generate", "--prompt", "x", "--min-tokens", "3", "--max-tokens", "2"],
         ["serve", "--no-prefix-caching=now"],
+        ["serve", "--api-key", ""],
+        ["serve", "--api-key", "two words"],
+        ["serve", "--api-key-file", "/nowhere/keys"],
+        ["serve", "--cors-origin", "example.com"],
+        ["serve", "--cors-origin", "https://example.com/"],
+        ["serve", "--root-path", "llm"],
+        ["serve", "--root-path", "/llm/"],
+        ["serve", "--allow-image-host", "https://example.com"],
+        ["serve", "--allow-image-host", "example.com:99999"],
+        ["serve", "--allow-image-host", "user@example.com"],
+        ["serve", "--image-fetch-timeout", "0"],
+        ["serve", "--metrics-prefix", "vllm:"],
+        ["serve", "--metrics-prefix", "0x"],
+        ["serve", "--metrics-prefix", ""],
+        ["serve", "--otlp-traces-endpoint", "localhost:4318"],
+        ["serve", "--log-format", "xml"],
+        ["serve", "--log-level", "loud"],
+        ["serve", "--max-n", "17"],
+        ["serve", "--max-logprobs", "-1"],
+        ["serve", "--max-stop", "9"],
+        ["serve", "--max-output-tokens", "0"],
     ],
 )
 def test_bad_usage_is_exit_code_2_in_one_line(
@@ -131,7 +153,9 @@ def test_errors_of_commands_become_exit_codes(
 
 
 def test_every_server_setting_has_an_option_and_its_default() -> None:
-    options = {o.target for o in SERVE_OPTIONS if o.owner is ServerSettings}
+    settings = [o for o in SERVE_OPTIONS if o.owner is ServerSettings]
+    options = {o.target for o in settings}
+    assert len(settings) == len(options) + 1  # --api-key and --api-key-file fill one field
     assert options == {f.name for f in fields(ServerSettings)}
     assert server_settings(parse_serve([])) == ServerSettings()
     assert engine_config(parse_serve([])) == EngineConfig()
@@ -206,6 +230,69 @@ def test_bad_environment_is_bad_usage_by_name(
         parse_serve([], {name: value})
     assert end.value.code == 2
     assert f"{name}={value!r}" in capsys.readouterr().err
+
+
+def test_options_that_repeat() -> None:
+    words = "--api-key a --api-key b --cors-origin * --allow-image-host h --allow-image-host h:1"
+    settings = server_settings(parse_serve(words.split()))
+    assert settings.api_keys == ("a", "b")
+    assert settings.cors_origins == ("*",)
+    assert settings.allow_image_hosts == ("h", "h:1")
+    environment = {"MOMASERVE_API_KEY": "c, d", "MOMASERVE_CORS_ORIGIN": "https://a.example"}
+    settings = server_settings(parse_serve([], environment))
+    assert (settings.api_keys, settings.cors_origins) == (("c", "d"), ("https://a.example",))
+    assert server_settings(parse_serve(["--api-key", "a"], environment)).api_keys == ("a",)
+
+
+@pytest.mark.parametrize("value", [",", "sk-a,,sk-b", "sk-a, "])
+def test_an_empty_key_in_the_environment_opens_nothing(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_serve([], {"MOMASERVE_API_KEY": value})
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "MOMASERVE_API_KEY" in shown
+    assert "sk-" not in shown
+
+
+def test_keys_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the team\n\n  sk-a  \nsk-b\r\n#sk-c\n")
+    args = parse_serve(["--api-key-file", str(file), "--api-key", "sk-d"])
+    assert sorted(server_settings(args).api_keys) == ["sk-a", "sk-b", "sk-d"]
+    assert server_settings(parse_serve([], {"MOMASERVE_API_KEY_FILE": str(file)})).api_keys == (
+        "sk-a",
+        "sk-b",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file"), (b"", "no key"), (b"# none\n\n", "no key"), (b"\xff\n", "ASCII")],
+)
+def test_key_files_that_are_no_use_are_named(
+    content: bytes | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.main(["serve", "--api-key-file", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+    assert why in line
+
+
+def test_help_shows_no_value_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOMASERVE_API_KEY", "sk-secret")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["serve", "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--api-key KEY" in shown
+    assert "sk-secret" not in shown
 
 
 def test_left_out_checkpoint_is_the_demo() -> None:
@@ -315,3 +402,20 @@ def test_generate_takes_the_ablation_policy() -> None:
     add_arguments(parser)
     args = parser.parse_args(["--prompt", "x", "--routing", "threshold"])
     assert engine_config(args).routing is RoutingPolicy.THRESHOLD
+
+
+def test_the_documentation_names_only_options_that_exist() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    operating = text.partition("\n## Operating\n")[2]
+    flags = {option.flag for option in SERVE_OPTIONS} | {"--help", "--config"}
+    named = set(re.findall(r"--[a-z][a-z-]+", operating))
+    assert named <= flags
+    limits = {option.flag for option in SERVE_OPTIONS if option.dest.startswith("max_")}
+    assert limits - {"--max-model-len", "--max-num-requests", "--max-num-step-tokens"} <= named
+    for line in operating.splitlines():
+        flag, _, rest = line.removeprefix("| `").partition("` |")
+        option = next(
+            (o for o in SERVE_OPTIONS if line.startswith("| `--") and o.flag == flag), None
+        )
+        if option is not None and option.default_text().isdigit():
+            assert rest.rpartition("| ")[2].split()[0].strip(",") == option.default_text()

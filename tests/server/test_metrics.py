@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from momaserve.async_engine import AsyncEngine
 from momaserve.outputs import FinishReason, RequestStats
 from momaserve.stats import StatsListener, StepStats
 from momaserve_server.metrics import ServerMetrics
@@ -81,8 +82,8 @@ def request_stats(reason: FinishReason, **changes: object) -> RequestStats:
     return RequestStats(**(fields | changes))  # type: ignore[arg-type]
 
 
-def samples(metrics: ServerMetrics) -> dict[str, float]:
-    text = metrics.render(FakeAsyncEngine().as_engine()).decode()
+def samples(metrics: ServerMetrics, engine: AsyncEngine | None = None) -> dict[str, float]:
+    text = metrics.render(engine or FakeAsyncEngine().as_engine()).decode()
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -222,3 +223,65 @@ async def test_stop_strings_are_no_aborts() -> None:
         await client.post("/v1/chat/completions", json=chat_body(stop="e"))
     assert engine.abort_reasons[0] is FinishReason.STOP
     assert not any("aborted" in name for name in samples(metrics))
+
+
+# --- names ---------------------------------------------------------------------------------
+
+
+VLLM_COUNTERS = {
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:request_success_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:num_preemptions_total",
+}
+VLLM_GAUGES = {
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+}
+VLLM_HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds",
+    "vllm:inter_token_latency_seconds",
+    "vllm:request_time_per_output_token_seconds",
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_queue_time_seconds",
+    "vllm:request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds",
+    "vllm:iteration_tokens_total",
+    "vllm:request_prompt_tokens",
+    "vllm:request_generation_tokens",
+}
+"""Names in vLLM's own /metrics, with its suffixes."""
+
+
+def filled(prefix: str) -> str:
+    metrics = ServerMetrics(prefix, model_name="tiny")
+    metrics.on_step(STEP)
+    metrics.on_finished(request_stats(FinishReason.STOP))
+    return metrics.render(FakeAsyncEngine().as_engine()).decode()
+
+
+async def test_vllms_names_types_and_labels() -> None:
+    text = filled("vllm")
+    types = dict(
+        line.removeprefix("# TYPE ").split() for line in text.splitlines() if "# TYPE" in line
+    )
+    assert {name for name in VLLM_COUNTERS if types.get(name) == "counter"} == VLLM_COUNTERS
+    assert {name for name in VLLM_GAUGES if types.get(name) == "gauge"} == VLLM_GAUGES
+    assert {name for name in VLLM_HISTOGRAMS if types.get(name) == "histogram"} == VLLM_HISTOGRAMS
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(line.startswith("vllm:") for line in lines)
+    assert all('engine="0"' in line and 'model_name="tiny"' in line for line in lines)
+    labels = 'engine="0",finished_reason="stop",model_name="tiny"'
+    assert f"vllm:request_success_total{{{labels}}} 1.0" in lines
+    assert 'vllm:iteration_tokens_total_count{engine="0",model_name="tiny"} 1.0' in lines
+
+
+@pytest.mark.parametrize("prefix", ["momaserve", "house_7", "vllm_like"])
+async def test_another_prefix_changes_nothing_else(prefix: str) -> None:
+    text = filled(prefix)
+    assert text.replace(prefix + "_", "momaserve_") == filled("momaserve")
+    families = {family.name for family in text_string_to_metric_families(text)}
+    assert families == {f"{prefix}_{name}" for name in NAMES}
