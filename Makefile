@@ -7,9 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DICTIONARY := build/dictionary
 RUNS := runs
+CONTAINER ?= docker
+VARIANT ?= cpu
+BUILD_ARGS ?=
+IMAGE_TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)$(if $(filter cuda,$(VARIANT)),-cuda)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check format demo clean
+.PHONY: help venv serve test check format demo image image-check deploy-check clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +56,18 @@ demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 
 		--data $(DICTIONARY) --out $(RUNS)/decoder --into $(RUNS)/demo
 	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
 		--routing causal calibrated expert_choice threshold --card
+
+image:  ## Build the container image (VARIANT=cuda for GPUs; CONTAINER=podman or buildah)
+	$(CONTAINER) build --tag momaserve:$(IMAGE_TAG) --tag momaserve:$(VARIANT) \
+		--build-arg VARIANT=$(VARIANT) \
+		--build-arg VERSION=$(IMAGE_TAG) \
+		--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) $(BUILD_ARGS) .
+
+image-check:  ## Build the image from scratch, run it locked down, check what it promises (as root)
+	deploy/container/check.sh
+
+deploy-check:  ## Lint and test what is in deploy/: Prometheus rules, the Helm chart, scripts
+	deploy/check.sh
 
 clean:  ## Remove the environment and caches (runs/ and build/ stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,238 +1,266 @@
-"""Reads replies: pure functions from JSON to the objects of `types`."""
+"""Reads whole replies: pure functions from JSON to the objects of `types`.
+
+Each takes the reply's JSON and its request id, and raises KeyError, TypeError or ValueError for
+JSON that is not the reply; `expected` makes one BadReplyError of them all.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from momaserve_client.errors import BadReplyError, ConnectionFailedError, stream_error
-from momaserve_client.sse import ServerEvent, SSEDecoder
+from momaserve_client.errors import BadReplyError
+from momaserve_client.fields import (
+    Json,
+    as_count,
+    as_list,
+    as_number,
+    as_object,
+    as_png,
+    as_text,
+    many,
+    maybe,
+)
+from momaserve_client.images import Png
 from momaserve_client.types import (
+    AbortReply,
     ChatChoice,
-    ChatEvent,
     ChatReply,
     CompletionChoice,
-    CompletionChunk,
-    CompletionEvent,
     CompletionLogprobs,
     CompletionReply,
-    FinishChunk,
-    ImageChunk,
+    DepthLayer,
+    DetokenizeReply,
+    ImageSpan,
     ImagesReply,
     Model,
-    TextChunk,
+    Router,
+    RouterGroup,
+    RouterLayer,
+    TokenizeReply,
+    TokenRouting,
     Usage,
-    UsageChunk,
+    Version,
 )
 
 Parsed = TypeVar("Parsed")
-Json = Mapping[str, Any]
+MAX_SHOWN_BYTES = 80
+UNEXPECTED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON that is something else raises."""
+
+
+@contextmanager
+def expected(body: bytes) -> Iterator[None]:
+    """Raises BadReplyError when `body` is not what the code inside expects."""
+    try:
+        yield
+    except UNEXPECTED as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        start = body[:MAX_SHOWN_BYTES].decode("utf-8", "replace")
+        raise BadReplyError(f"unexpected reply: {reason} (it begins {start!r})") from error
 
 
 def parsed(body: bytes, parse: Callable[[Json], Parsed]) -> Parsed:
     """`parse` of a JSON body. Raises BadReplyError when it is not what was expected."""
-    try:
-        return parse(json.loads(body))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BadReplyError(f"unexpected reply: {type(error).__name__}: {error}") from error
+    with expected(body):
+        return parse(as_object(json.loads(body)))
 
 
-def chat_reply(payload: Json) -> ChatReply:
+def chat_reply(payload: Json, request_id: str | None) -> ChatReply:
     return ChatReply(
-        id=payload["id"],
-        model=payload["model"],
-        choices=tuple(_chat_choice(choice) for choice in payload["choices"]),
-        usage=_usage(payload["usage"]),
+        id=as_text(payload["id"]),
+        model=as_text(payload["model"]),
+        choices=_some(many(payload["choices"], _chat_choice)),
+        usage=usage(payload["usage"]),
+        request_id=request_id,
     )
 
 
-def completion_reply(payload: Json) -> CompletionReply:
+def completion_reply(payload: Json, request_id: str | None) -> CompletionReply:
     return CompletionReply(
-        id=payload["id"],
-        model=payload["model"],
-        choices=tuple(
-            CompletionChoice(
-                index=choice["index"],
-                text=choice["text"],
-                finish_reason=choice["finish_reason"],
-                token_ids=_token_ids(choice),
-                logprobs=_completion_logprobs(choice["logprobs"]),
-            )
-            for choice in payload["choices"]
-        ),
-        usage=_usage(payload["usage"]),
+        id=as_text(payload["id"]),
+        model=as_text(payload["model"]),
+        choices=_some(many(payload["choices"], _completion_choice)),
+        usage=usage(payload["usage"]),
+        request_id=request_id,
     )
 
 
-def images_reply(payload: Json) -> ImagesReply:
+def images_reply(payload: Json, request_id: str | None) -> ImagesReply:
     return ImagesReply(
-        images=tuple(base64.b64decode(item["b64_json"]) for item in payload["data"]),
-        usage=_image_usage(payload["usage"]),
+        images=many(payload["data"], lambda item: as_png(item["b64_json"])),
+        usage=image_usage(payload["usage"]),
+        request_id=request_id,
     )
 
 
-def models(payload: Json) -> list[Model]:
+def tokenize_reply(payload: Json, request_id: str | None) -> TokenizeReply:
+    return TokenizeReply(
+        tokens=many(payload["tokens"], as_count),
+        max_model_len=as_count(payload["max_model_len"]),
+        modalities=many(payload["modalities"], as_text),
+        image_spans=many(
+            payload["image_spans"],
+            lambda span: ImageSpan(start=as_count(span["start"]), end=as_count(span["end"])),
+        ),
+        token_strs=maybe(payload.get("token_strs"), lambda strs: many(strs, as_text)),
+        request_id=request_id,
+    )
+
+
+def detokenize_reply(payload: Json, request_id: str | None) -> DetokenizeReply:
+    return DetokenizeReply(
+        text=as_text(payload["prompt"]),
+        parts=many(payload["parts"], _part),
+        request_id=request_id,
+    )
+
+
+def abort_reply(payload: Json, request_id: str | None) -> AbortReply:
+    return AbortReply(id=as_text(payload["id"]), request_id=request_id)
+
+
+def models(payload: Json, request_id: str | None) -> list[Model]:
     return [
         Model(
-            id=item["id"],
-            max_model_len=item["max_model_len"],
-            modalities=tuple(item["modalities"]),
+            id=as_text(item["id"]),
+            max_model_len=as_count(item["max_model_len"]),
+            modalities=many(item["modalities"], as_text),
             raw=item,
+            request_id=request_id,
         )
-        for item in payload["data"]
+        for item in map(as_object, as_list(payload["data"]))
     ]
 
 
-class EventReader:
-    """Bytes of a stream -> parsed events. Knows when the stream is whole."""
-
-    def __init__(
-        self, parse: Callable[[Json], Iterator[Any]], *, num_images: int | None = None
-    ) -> None:
-        """
-        Args:
-            num_images: whole pictures that end the stream; None for one that ends with [DONE].
-        """
-        self._parse = parse
-        self._decoder = SSEDecoder()
-        self._images_left = num_images
-        self.is_done = False
-
-    def feed(self, piece: bytes) -> list[Any]:
-        """Raises ApiError for an `error` event, BadReplyError for one that makes no sense."""
-        found: list[Any] = []
-        for event in self._decoder.feed(piece):
-            if event.data == "[DONE]":
-                self.is_done = True
-            else:
-                found += self._read(event)
-        return found
-
-    def finish(self) -> None:
-        """The connection is over. Raises ConnectionFailedError when the stream is not."""
-        if not self.is_done:
-            raise ConnectionFailedError("the stream broke off before its end")
-
-    def _read(self, event: ServerEvent) -> list[Any]:
-        payload = parsed(event.data.encode(), _as_object)
-        if "error" in payload:
-            raise stream_error(payload)
-        try:
-            found = list(self._parse(payload))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise BadReplyError(f"unexpected event: {type(error).__name__}: {error}") from error
-        if self._images_left is not None:
-            self._images_left -= sum(isinstance(i, ImageChunk) and i.is_whole for i in found)
-            self.is_done = self._images_left <= 0
-        return found
-
-
-def chat_events(payload: Json) -> Iterator[ChatEvent]:
-    """Events of one chunk of a chat stream."""
-    for choice in payload["choices"]:
-        index, delta = choice["index"], choice["delta"]
-        if delta.get("content"):
-            yield TextChunk(text=delta["content"], choice=index)
-        if delta.get("image"):
-            image = delta["image"]
-            yield ImageChunk(
-                png=base64.b64decode(image["b64_json"]),
-                is_whole=image["tokens_done"] == image["tokens_total"],
-                choice=index,
-                index=image["index"],
-                tokens_done=image["tokens_done"],
-                tokens_total=image["tokens_total"],
-            )
-        if choice["finish_reason"] is not None:
-            yield FinishChunk(reason=choice["finish_reason"], choice=index)
-    if payload.get("usage"):
-        yield UsageChunk(usage=_usage(payload["usage"]))
-
-
-def completion_events(payload: Json) -> Iterator[CompletionEvent]:
-    """Events of one chunk of a completion stream."""
-    for choice in payload["choices"]:
-        if choice["text"] or choice["logprobs"] or choice.get("token_ids"):
-            yield CompletionChunk(
-                text=choice["text"],
-                choice=choice["index"],
-                token_ids=_token_ids(choice),
-                logprobs=_completion_logprobs(choice["logprobs"]),
-            )
-        if choice["finish_reason"] is not None:
-            yield FinishChunk(reason=choice["finish_reason"], choice=choice["index"])
-    if payload.get("usage"):
-        yield UsageChunk(usage=_usage(payload["usage"]))
-
-
-def image_events(payload: Json) -> Iterator[ImageChunk]:
-    """Events of the images route."""
-    yield ImageChunk(
-        png=base64.b64decode(payload["b64_json"]),
-        is_whole=payload["type"] == "image_generation.completed",
-        choice=payload["index"],
+def version(payload: Json, request_id: str | None) -> Version:
+    return Version(
+        version=as_text(payload["version"]),
+        model=as_text(payload["model"]),
+        request_id=request_id,
     )
 
 
-def _as_object(payload: Any) -> Json:
-    if not isinstance(payload, Mapping):
-        raise TypeError(f"expected an object, got {type(payload).__name__}")
-    return payload
+def router(payload: Json, request_id: str | None) -> Router:
+    return Router(
+        routing=as_text(payload["routing"]),
+        prompt_routing=as_text(payload["prompt_routing"]),
+        num_steps=as_count(payload["num_steps"]),
+        groups=many(payload["groups"], _router_group),
+        depth=many(
+            payload["depth"],
+            lambda item: DepthLayer(
+                layer=as_count(item["layer"]),
+                taken=as_count(item["taken"]),
+                skipped=as_count(item["skipped"]),
+            ),
+        ),
+        request_id=request_id,
+    )
+
+
+def _router_group(group: Json) -> RouterGroup:
+    return RouterGroup(
+        name=as_text(group["name"]),
+        modalities=many(group["modalities"], as_text),
+        num_experts=as_count(group["num_experts"]),
+        num_tokens=as_count(group["num_tokens"]),
+        mean_experts_per_token=maybe(group["mean_experts_per_token"], as_number),
+        experts_per_token=many(group["experts_per_token"], as_count),
+        layers=many(group["layers"], _router_layer),
+    )
+
+
+def _router_layer(layer: Json) -> RouterLayer:
+    return RouterLayer(
+        layer=as_count(layer["layer"]),
+        expert_tokens=many(layer["expert_tokens"], as_count),
+        load=maybe(layer["load"], lambda shares: many(shares, as_number)),
+        mean_experts_per_token=maybe(layer["mean_experts_per_token"], as_number),
+    )
+
+
+def _some(choices: tuple[Parsed, ...]) -> tuple[Parsed, ...]:
+    if not choices:
+        raise ValueError("no choices")
+    return choices
 
 
 def _chat_choice(choice: Json) -> ChatChoice:
     content = choice["message"]["content"]
-    parts = [content] if isinstance(content, str) else [_part(part) for part in content]
     return ChatChoice(
-        index=choice["index"],
-        parts=tuple(parts),
-        finish_reason=choice["finish_reason"],
-        token_ids=_token_ids(choice),
-        logprobs=choice.get("logprobs"),
+        index=as_count(choice["index"]),
+        parts=(content,) if isinstance(content, str) else many(content or [], _part),
+        finish_reason=maybe(choice["finish_reason"], as_text),
+        token_ids=maybe(choice.get("token_ids"), lambda ids: many(ids, as_count)),
+        logprobs=maybe(choice.get("logprobs"), as_object),
+        routing=maybe(choice.get("routing"), routing),
     )
 
 
-def _part(part: Json) -> str | bytes:
+def _completion_choice(choice: Json) -> CompletionChoice:
+    return CompletionChoice(
+        index=as_count(choice["index"]),
+        text=as_text(choice["text"]),
+        finish_reason=maybe(choice["finish_reason"], as_text),
+        token_ids=maybe(choice.get("token_ids"), lambda ids: many(ids, as_count)),
+        logprobs=maybe(choice.get("logprobs"), completion_logprobs),
+        routing=maybe(choice.get("routing"), routing),
+    )
+
+
+def _part(part: Json) -> str | Png:
     if part["type"] == "text":
-        return str(part["text"])
-    return base64.b64decode(part["image_url"]["url"].partition(",")[2])
+        return as_text(part["text"])
+    return as_png(as_text(part["image_url"]["url"]).partition(",")[2])
 
 
-def _token_ids(choice: Json) -> tuple[int, ...] | None:
-    ids = choice.get("token_ids")
-    return None if ids is None else tuple(ids)
+def routing(entries: Any) -> tuple[TokenRouting, ...]:
+    """`routing` of a choice or of a chunk's choice."""
+    return many(
+        entries,
+        lambda entry: TokenRouting(
+            token_id=as_count(entry["token_id"]),
+            group=as_text(entry["group"]),
+            experts=maybe(entry["experts"], lambda layers: many(layers, _experts)),
+        ),
+    )
 
 
-def _completion_logprobs(logprobs: Json | None) -> CompletionLogprobs | None:
-    if logprobs is None:
-        return None
+def _experts(layer: Any) -> tuple[int, ...] | None:
+    return maybe(layer, lambda experts: many(experts, as_count))
+
+
+def completion_logprobs(logprobs: Json) -> CompletionLogprobs:
     return CompletionLogprobs(
-        tokens=tuple(logprobs["tokens"]),
-        token_logprobs=tuple(logprobs["token_logprobs"]),
-        top_logprobs=tuple(logprobs["top_logprobs"]),
-        text_offset=tuple(logprobs["text_offset"]),
+        tokens=many(logprobs["tokens"], as_text),
+        token_logprobs=many(logprobs["token_logprobs"], lambda item: maybe(item, as_number)),
+        top_logprobs=many(logprobs["top_logprobs"], lambda item: maybe(item, as_object)),
+        text_offset=many(logprobs["text_offset"], as_count),
     )
 
 
-def _usage(usage: Json) -> Usage:
-    prompt = usage.get("prompt_tokens_details") or {}
-    completion = usage.get("completion_tokens_details") or {}
+def usage(payload: Json) -> Usage:
+    """Of the text routes."""
+    prompt = payload.get("prompt_tokens_details") or {}
+    completion = payload.get("completion_tokens_details") or {}
     return Usage(
-        prompt_tokens=usage["prompt_tokens"],
-        completion_tokens=usage["completion_tokens"],
-        image_tokens=completion.get("image_tokens", 0),
-        cached_tokens=prompt.get("cached_tokens", 0),
+        prompt_tokens=as_count(payload["prompt_tokens"]),
+        completion_tokens=as_count(payload["completion_tokens"]),
+        image_tokens=as_count(completion.get("image_tokens", 0)),
+        cached_tokens=as_count(prompt.get("cached_tokens", 0)),
     )
 
 
-def _image_usage(usage: Json) -> Usage:
-    output_tokens = usage["output_tokens"]
-    details = usage.get("input_tokens_details") or {}
+def image_usage(payload: Json) -> Usage:
+    """Of the images routes."""
+    output_tokens = as_count(payload["output_tokens"])
+    details = payload.get("input_tokens_details") or {}
     return Usage(
-        prompt_tokens=usage["input_tokens"],
+        prompt_tokens=as_count(payload["input_tokens"]),
         completion_tokens=output_tokens,
         image_tokens=output_tokens,
-        cached_tokens=details.get("cached_tokens", 0),
+        cached_tokens=as_count(details.get("cached_tokens", 0)),
     )

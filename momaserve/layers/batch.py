@@ -25,6 +25,24 @@ class RouterNoise(Protocol):
         ...
 
 
+class SelectionRule(Protocol):
+    """Replaces what a policy selected, in studies of routing alone."""
+
+    def __call__(
+        self, layer: int, name: str, x: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
+    ) -> Tensor:
+        """What the layers then use: bool [T, E], never a token that is not eligible.
+
+        Args:
+            name: the expert group, or "depth" for the depth router of the layer.
+            x: [T, D] what the routers read.
+            logits: [T, E] of the main router.
+            eligible: bool [T].
+            selected: bool [T, E] by the policy of each token.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingPlan:
     """Which policy routes each token of the batch, known on the host before the step."""
@@ -37,6 +55,7 @@ class RoutingPlan:
     """int64 [T], the expert-choice scope of each token; -1 for tokens under other policies."""
     num_segments: int
     noise: RouterNoise | None = None
+    rule: SelectionRule | None = None
 
 
 class Attention(Protocol):

@@ -44,7 +44,10 @@ class DepthRouter(nn.Module):
         for modality in self.modalities:
             routed = routed | (batch.modality == int(modality))
         logits = self.router.scores(x)
-        taken = self.router.select(x, logits, routed, batch.routing).squeeze(1)
+        selected = self.router.select(x, logits, routed, batch.routing)
+        if batch.routing.rule is not None:
+            selected = batch.routing.rule(layer, "depth", x, logits, routed, selected)
+        taken = selected.squeeze(1)
         if batch.observer is not None:
             batch.observer.depth(layer, x, logits.squeeze(1), routed, taken)
         weight = torch.where(routed, logits.squeeze(1).sigmoid(), 1.0)

@@ -49,6 +49,8 @@ class ExpertGroup(nn.Module):
                 logits = batch.routing.noise(logits)
             weights = logits.sigmoid()
             selected = self.router.select(u, logits, eligible, batch.routing)
+            if batch.routing.rule is not None:
+                selected = batch.routing.rule(layer, self.name, u, logits, eligible, selected)
             if batch.observer is not None:
                 batch.observer.experts(layer, self.name, u, logits, eligible, selected)
         return reference.routed_experts(

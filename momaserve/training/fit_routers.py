@@ -7,6 +7,7 @@ expert is the running mean of its k-th best score over the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from momaserve.config import RoutingPolicy
-from momaserve.errors import DataError
+from momaserve.errors import ConfigError, DataError
 from momaserve.layers.block import Block
 from momaserve.layers.experts import ExpertGroup, ExpertLayer
 from momaserve.layers.routing import AuxiliaryRouter, Router
@@ -25,6 +26,8 @@ from momaserve.training.forward import forward_batch
 from momaserve.training.packing import PackedRows, RowsOfStep
 from momaserve.training.pretrain import save_model
 from momaserve.training.run import Run, cosine
+
+LOSSES = ("bce", "weighted_bce", "distillation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,13 @@ class FitRoutersConfig:
     seed: int = 1
     log_every: int = 50
     save_every: int = 500
+    loss: str = "bce"
+    """One of LOSSES, see `router_loss`."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for an unknown loss."""
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss must be one of {LOSSES}, got {self.loss!r}")
 
 
 @dataclass(slots=True)
@@ -96,24 +106,47 @@ def named_routers(model: MomaModel) -> dict[str, Router]:
     return routers
 
 
-def _new_auxiliary_routers(model: MomaModel, seed: int) -> nn.ModuleDict:
-    """Fresh auxiliary routers, put into the model; keys have no dots, as ModuleDict wants."""
+def routed_groups(model: MomaModel) -> dict[str, ExpertGroup]:
+    """Every expert group that has a router, under its router's name."""
+    groups: dict[str, ExpertGroup] = {}
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        assert isinstance(block.experts, ExpertLayer)
+        for group in block.experts.groups:
+            assert isinstance(group, ExpertGroup)
+            if group.router is not None:
+                groups[f"{layer}.{group.name}"] = group
+    return groups
+
+
+def new_auxiliary_routers(
+    model: MomaModel, seed: int, width: int | None = None
+) -> dict[str, AuxiliaryRouter]:
+    """A fresh auxiliary router for every router of the model, which stays as it is.
+
+    Args:
+        width: hidden units of each; None is what the model's configuration says.
+    """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
     widths = {group.name: group.aux_hidden_size for group in config.expert_groups}
     if config.depth_routing is not None:
         widths["depth"] = config.depth_routing.aux_hidden_size
-    routers = nn.ModuleDict()
+    fresh: dict[str, AuxiliaryRouter] = {}
     for name, router in named_routers(model).items():
-        width = widths[name.partition(".")[2]]
+        hidden = widths[name.partition(".")[2]] if width is None else width
         outputs = router.weight.shape[0]
-        router.aux = AuxiliaryRouter(config.hidden_size, width, outputs)
+        fresh[name] = AuxiliaryRouter(config.hidden_size, hidden, outputs)
         with torch.no_grad():
-            for linear in (router.aux.fc1, router.aux.fc2):
+            for linear in (fresh[name].fc1, fresh[name].fc2):
                 std = linear.weight.shape[1] ** -0.5
                 linear.weight.normal_(0.0, std, generator=generator)
-        routers[name.replace(".", "_")] = router.aux
-    return routers
+    return fresh
+
+
+def as_module(auxiliary: Mapping[str, AuxiliaryRouter]) -> nn.ModuleDict:
+    """Routers as one module, whose parameters are trained together; its keys have no dots."""
+    return nn.ModuleDict({name.replace(".", "_"): each for name, each in auxiliary.items()})
 
 
 class Thresholds(nn.Module):
@@ -141,20 +174,61 @@ class Thresholds(nn.Module):
             self.get_buffer(entry.name.replace(".", "_")).lerp_(lowest, weight)
 
 
+def router_loss(logits: Tensor, entry: Selections, loss: str, group: ExpertGroup | None) -> Tensor:
+    """How wrong an auxiliary router is about one router's selections: a scalar.
+
+    "bce" is the mean binary cross-entropy; "weighted_bce" weighs each decision by the main
+    router's affinity, since that is what an expert's output is multiplied by; "distillation" is
+    the squared error of the group's output if experts were selected in part, by the router's
+    probabilities, relative to that output's square (depth routers, which have no group: "bce").
+
+    Args:
+        logits: [T, E] of the auxiliary router.
+        group: whose experts the router selects; None for a depth router.
+    """
+    wanted = entry.selected.float()
+    if loss == "distillation" and group is not None:
+        products = _output_products(entry, group)
+        wrong = logits.sigmoid() - wanted
+        error = torch.einsum("te,tef,tf->t", wrong, products, wrong).mean()
+        power = torch.einsum("te,tef,tf->t", wanted, products, wanted).mean()
+        return error / power.clamp_min(1e-12)
+    weight = None
+    if loss == "weighted_bce":
+        affinity = entry.logits.sigmoid()
+        weight = affinity / affinity.mean()
+    return F.binary_cross_entropy_with_logits(logits, wanted, weight)
+
+
+@torch.no_grad()
+def _output_products(entry: Selections, group: ExpertGroup) -> Tensor:
+    """[T, E, E]: inner products of what the experts would add to each token, weights included."""
+    x, gate, up, down = entry.inputs, group.gate_proj, group.up_proj, group.down_proj
+    hidden = F.silu(x @ gate.transpose(1, 2)) * (x @ up.transpose(1, 2))  # [E, T, F]
+    outputs = (hidden @ down.transpose(1, 2)).float().transpose(0, 1)  # [T, E, D]
+    outputs = outputs * entry.logits.sigmoid().unsqueeze(2)
+    return outputs @ outputs.transpose(1, 2)
+
+
 def auxiliary_loss(
-    routers: dict[str, Router], selections: list[Selections]
+    auxiliary: Mapping[str, AuxiliaryRouter],
+    selections: list[Selections],
+    loss: str = "bce",
+    groups: Mapping[str, ExpertGroup] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Sum over routers of the mean binary cross-entropy, and its mean by kind of router."""
+    """Sum of `router_loss` over routers, and its mean by kind of router.
+
+    Args:
+        groups: as `routed_groups` gives them; needed for "distillation" alone.
+    """
     total: Tensor = torch.zeros(())  # a scalar adds to tensors of any device
     sums: dict[str, list[float]] = {}
     for entry in selections:
-        router = routers[entry.name]
-        assert router.aux is not None
-        logits = router.aux(entry.inputs)
-        loss = F.binary_cross_entropy_with_logits(logits, entry.selected.float())
-        total = total + loss
-        sums.setdefault(entry.name.partition(".")[2], []).append(loss.item())
-    return total, {f"{kind}_bce": sum(v) / len(v) for kind, v in sums.items()}
+        group = None if groups is None else groups.get(entry.name)
+        value = router_loss(auxiliary[entry.name](entry.inputs), entry, loss, group)
+        total = total + value
+        sums.setdefault(entry.name.partition(".")[2], []).append(value.item())
+    return total, {f"{kind}_{loss}": sum(v) / len(v) for kind, v in sums.items()}
 
 
 def record_selections(model: MomaModel, rows: PackedRows) -> list[Selections]:
@@ -184,8 +258,12 @@ def fit_routers(
     )
     device = model.embed_tokens.device
     model.requires_grad_(False)
-    auxiliary = _new_auxiliary_routers(model, training.seed).to(device)
+    fresh = new_auxiliary_routers(model, training.seed)
+    auxiliary = as_module(fresh).to(device)
     routers = named_routers(model)
+    groups = routed_groups(model)
+    for name, router in routers.items():
+        router.aux = fresh[name]
     thresholds = Thresholds(routers).to(device)
     optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=training.learning_rate)
     modules = {"auxiliary": auxiliary, "thresholds": thresholds}
@@ -196,7 +274,7 @@ def fit_routers(
             group["lr"] = training.learning_rate * factor
         selections = record_selections(model, rows_of_step(step).to(device))
         thresholds.update(selections, training.threshold_decay)
-        loss, by_kind = auxiliary_loss(routers, selections)
+        loss, by_kind = auxiliary_loss(fresh, selections, training.loss, groups)
         if selections:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

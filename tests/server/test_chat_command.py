@@ -386,6 +386,20 @@ def test_files_that_cannot_be_written(directory: Path) -> None:
         save_conversation({}, directory / "none" / "talk.json")
 
 
+def test_nothing_is_left_of_a_file_that_failed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(FileError, match=r"a\.png: No space left"):
+        save_new(b"new", directory, "a")
+    with pytest.raises(FileError, match=r"talk\.json: No space left"):
+        save_conversation({}, directory / "talk.json")
+    assert os.listdir(directory) == []
+
+
 def test_files_that_are_no_pictures(directory: Path) -> None:
     (directory / "large").write_bytes(b"x" * 11)
     with pytest.raises(FileError, match="at most 10 bytes"):

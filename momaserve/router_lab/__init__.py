@@ -1,0 +1,1 @@
+"""What causal routing costs a checkpoint: `momaserve router-report`. Changes no checkpoint."""

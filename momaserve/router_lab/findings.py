@@ -1,0 +1,171 @@
+"""What a report says in sentences: short answers to the questions that it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from momaserve.router_lab.losses import MARGIN_NAT, MARGIN_SHARE, MODALITIES
+
+_MARGIN = f"{100 * MARGIN_SHARE:g} % or {MARGIN_NAT:g} nat, whichever is more"
+_SENSITIVE_AT = 0.005
+"""Of depth decisions, above which the paper saw mixture of depths lose (MoMa, section 4.6)."""
+_NAMES = {"train": "training data", "held_out": "held-out data"}
+
+
+def findings(parts: Mapping[str, Any]) -> list[dict[str, str]]:
+    """`question`, `answer` and, where there is more to say, `detail` of every part there is."""
+    writers: tuple[tuple[str, Callable[[Any], Iterator[dict[str, str]]]], ...] = (
+        ("policies", _of_policies),
+        ("generation", _of_generation),
+        ("noise", _of_noise),
+    )
+    found = [each for name, write in writers if name in parts for each in write(parts[name])]
+    return found + list(_which_to_serve(parts))
+
+
+def signed(estimate: Mapping[str, float | None], digits: int = 4, unit: str = "") -> str:
+    """A difference and its interval, as "+0.0012 nat (-0.0003 to +0.0030)"."""
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "unknown"
+    text = f"{value:+.{digits}f}{unit}"
+    if low is None or high is None:
+        return text
+    return f"{text} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _finding(question: str, answer: str, detail: str = "") -> dict[str, str]:
+    return {"question": question, "answer": answer, "detail": detail}
+
+
+def _of_policies(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for split, found in part["splits"].items():
+        if "causal" not in found["loss"]:
+            continue
+        causal = found["loss"]["causal"]
+        verdicts = {m: causal[m]["kept"] for m in ("text", "image") if m in causal}
+        if not verdicts:
+            continue
+        if all(verdict == "yes" for verdict in verdicts.values()):
+            answer = "Yes."
+        elif "no" not in verdicts.values():
+            answer = "Likely: the differences are small enough, but an interval reaches further."
+        else:
+            worse = [m for m, verdict in verdicts.items() if verdict == "no"]
+            answer = f"No: {' and '.join(worse)} tokens lose more than that."
+        detail = "; ".join(
+            f"{m} {signed(causal[m]['delta'], unit=' nat')} on "
+            f"{found['loss']['expert_choice'][m]['nll']['value']:.4f}"
+            for m in verdicts
+        )
+        question = f"Does causal routing keep the loss of expert choice on {_NAMES[split]}?"
+        yield _finding(question, answer, f"{detail}. Kept is a rise of at most {_MARGIN}.")
+
+
+def _of_generation(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for split, tasks in part.get("splits", {}).items():
+        worse, scores = [], []
+        for task, found in tasks.items():
+            row = found["policies"].get("causal")
+            if row is None:
+                continue
+            best = found["best"]
+            scores.append(f"{task} {100 * row['score']:.1f} %")
+            if row["is_worse"]:
+                top = 100 * found["policies"][best]["score"]
+                worse.append(f"{task} ({best} {top:.1f} %, p = {row['p']:.3f})")
+        if scores:
+            answer = f"Yes, at {'; '.join(worse)}." if worse else "No, at none."
+            question = f"Is causal routing worse than the best at a task on {_NAMES[split]}?"
+            yield _finding(question, answer, f"Causal: {', '.join(scores)}. McNemar's test, 5 %.")
+
+
+def _of_noise(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    floors = part["floor"].get("expert_choice", {})
+    for curve in part["curves"]:
+        if (curve["base"], curve["kind"]) != ("expert_choice", "uniform"):
+            continue
+        name = "depth" if curve["part"] == "depth" else "expert"
+        one = curve["one_percent"]["all"]["value"]
+        answer = (
+            "Of none that was tried."
+            if one is None
+            else f"Of {100 * one:.2f} % {_range(curve['one_percent']['all'])}."
+        )
+        at = next((p for p in curve["points"] if p["sigma"] == _SENSITIVE_AT), None)
+        detail = ""
+        if at is not None:
+            delta = at["loss"]["all"]["delta"]
+            detail = f"At {100 * _SENSITIVE_AT:g} % the loss moves by {signed(delta, unit=' nat')}."
+        if floors.get(curve["part"]) is not None:
+            detail += f" bf16 rounding alone turns {100 * floors[curve['part']]:.2f} %."
+        yield _finding(f"Of how many wrong {name} decisions is the loss 1 % up?", answer, detail)
+        if "loses_to_baseline" in curve:
+            loses = curve["loses_to_baseline"]["all"]
+            answer = (
+                "At none that was tried."
+                if loses["value"] is None
+                else f"At {100 * loses['value']:.2f} % {_range(loses)}."
+            )
+            question = f"At how many wrong {name} decisions is the model without depth better?"
+            yield _finding(question, answer)
+
+
+def _range(estimate: Mapping[str, float | None]) -> str:
+    low, high = estimate["low"], estimate["high"]
+    return "" if low is None or high is None else f"({100 * low:.2f} to {100 * high:.2f} %)"
+
+
+def comparisons(parts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every condition in which both servable policies were measured, with their difference."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for split, each in parts.get("policies", {}).get("splits", {}).items():
+        found.append((_NAMES[split], each["served_difference"]))
+    shift = parts.get("shift", {})
+    for name, each in shift.get("shifts", {}).items():
+        for point in each["points"]:
+            title = f"{name}, {point['severity']:g} ({each['unit']})"
+            found.append((title, point["served_difference"]))
+    return [(name, difference) for name, difference in found if difference]
+
+
+def tally(parts: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Per modality: in how many conditions calibrated has clearly less loss, more, or neither."""
+    counts: dict[str, list[int]] = {}
+    for _, difference in comparisons(parts):
+        for modality in MODALITIES:
+            estimate = difference["loss"][modality]
+            if estimate["low"] is None:
+                continue
+            place = 0 if estimate["high"] < 0 else 1 if estimate["low"] > 0 else 2
+            counts.setdefault(modality, [0, 0, 0])[place] += 1
+    return counts
+
+
+def _which_to_serve(parts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    counts = tally(parts)
+    if "all" not in counts:
+        return
+    better, worse, even = counts["all"]
+    total = better + worse + even
+    if better > 2 * worse and better > 0.1 * total:
+        answer = "Calibrated thresholds: less loss, and no extra router to compute."
+    elif worse > 2 * better and worse > 0.1 * total:
+        answer = "Causal: its auxiliary routers have less loss."
+    else:
+        answer = "Either: there is no clear difference. Calibrated thresholds cost less compute."
+    detail = (
+        f"Of {total} conditions (data and shifts), thresholds have clearly less loss in {better}, "
+        f"auxiliary routers in {worse}."
+    )
+    plain = [
+        f"{name}: " + ", ".join(f"{m} {signed(d)}" for m, d in each["loss"].items())
+        for name, each in comparisons(parts)
+        if name in _NAMES.values()
+    ]
+    yield _finding(
+        "Which should be served, auxiliary routers (causal) or calibrated thresholds?",
+        answer,
+        f"{detail} Loss of thresholds less that of routers, in nat: {'; '.join(plain)}.",
+    )
