@@ -19,26 +19,26 @@ def served_difference(
 ) -> dict[str, Any]:
     """`calibrated` less `causal`: loss by modality and F1 by kind of router, paired.
 
-    {} unless the checkpoint has both.
+    Each is left out unless both were measured.
     """
     names = (CALIBRATED.name, CAUSAL.name)
-    if any(name not in losses or name not in counts for name in names):
-        return {}
-
-    def more_f1(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        return f1(first) - f1(second)
-
-    return {
-        "loss": {
+    found: dict[str, Any] = {}
+    if all(name in losses for name in names):
+        found["loss"] = {
             modality: bootstrap.estimate(
                 loss_difference(modality), *(losses[name] for name in names)
             ).to_dict()
             for modality in MODALITIES
-        },
-        "f1": {
+        }
+
+    def more_f1(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        return f1(first) - f1(second)
+
+    if all(name in counts for name in names):
+        found["f1"] = {
             kind: bootstrap.estimate(
                 more_f1, *(counts[name].documents(kind) for name in names)
             ).to_dict()
             for kind in counts[CAUSAL.name].kinds
-        },
-    }
+        }
+    return found

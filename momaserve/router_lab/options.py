@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="few rows and few points: minutes become one"
     )
     parser.add_argument(
-        "--batches", type=int, metavar="N", help="scored batches of each split (default: 16)"
+        "--batches", type=int, metavar="N", help="scored batches of each split (default: 10)"
     )
     parser.add_argument(
         "--bootstrap",
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples",
         type=int,
         metavar="N",
-        help="items of each split whose pictures are drawn and named (default: 200)",
+        help="items of each split whose pictures are drawn and named (default: 150)",
     )
     parser.add_argument(
         "--fit-steps",

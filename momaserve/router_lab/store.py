@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -58,5 +59,7 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, bool) or value is None or isinstance(value, str | int):
         return value
+    if isinstance(value, Integral):  # of numpy
+        return int(value)
     number = float(value)
     return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None

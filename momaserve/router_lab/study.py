@@ -22,12 +22,12 @@ from momaserve.training.packing import PackedRows
 class Settings:
     """What a user may choose. A part of the report is found again while what it uses agrees."""
 
-    batches: int = 16
+    batches: int = 10
     """Scored batches of each split."""
     bootstrap: int = 1000
     """Resamples."""
     seed: int = 0
-    samples: int = 200
+    samples: int = 150
     """Items of each split whose pictures are drawn and named."""
     fit_steps: int = 400
     """Steps that variants of routers are fitted for."""

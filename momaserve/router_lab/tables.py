@@ -254,7 +254,7 @@ def compared(parts: Mapping[str, Any]) -> list[Table]:
     found = comparisons(parts)
     if not found:
         return []
-    counts = tally(parts)
+    counts = tally(difference for _, difference in found)
     return [
         Table(
             "Conditions in which thresholds have clearly less loss than auxiliary routers, "
@@ -269,7 +269,9 @@ def compared(parts: Mapping[str, Any]) -> list[Table]:
                 (
                     name,
                     *(signed(difference["loss"][modality]) for modality in MODALITIES),
-                    ", ".join(f"{kind} {signed(each)}" for kind, each in difference["f1"].items()),
+                    ", ".join(f"{kind} {signed(each)}" for kind, each in difference["f1"].items())
+                    if "f1" in difference
+                    else "–",
                 )
                 for name, difference in found
             ],

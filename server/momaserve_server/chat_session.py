@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from momaserve.errors import PromptError
+from momaserve.errors import DeadlineError, PromptError
 from momaserve_client import (
     ChatEvent,
     Client,
@@ -129,6 +129,7 @@ class Session:
         Raises:
             ClientError: the server refused, failed or went away.
             PromptError: text that cannot be sent.
+            DeadlineError: `timeout_s` passed before there was any answer.
             KeyboardInterrupt: the answer was interrupted; the server has been told.
         """
         question = self.conversation.question(text)
@@ -150,6 +151,8 @@ class Session:
             if parts:
                 self.conversation.add(question, parts)
             raise
+        if not parts and reason == "timeout":  # a 408, had it not been streamed
+            raise DeadlineError("timeout_s passed before the answer began")
         self.conversation.add(question, parts)
         self._view.end_line()
         if reason != "stop":

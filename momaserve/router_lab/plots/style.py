@@ -110,12 +110,19 @@ def value_of(estimate: Mapping[str, float | None]) -> float:
 
 
 def line(
-    axes: Any, xs: Sequence[float], estimates: Sequence[Mapping[str, Any]], **look: Any
+    axes: Any,
+    xs: Sequence[float],
+    estimates: Sequence[Mapping[str, Any]],
+    *,
+    with_band: bool = True,
+    **look: Any,
 ) -> None:
     """Points joined by a line, their intervals as a band."""
     pairs = sorted(zip(xs, estimates, strict=True), key=lambda pair: pair[0])
     xs = [x for x, _ in pairs]
     axes.plot(xs, [value_of(each) for _, each in pairs], **look)
+    if not with_band:
+        return
     low, high = zip(*(bounds(each) for _, each in pairs), strict=True)
     axes.fill_between(xs, low, high, color=look["color"], alpha=0.15, linewidth=0)
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from momaserve.models.weights import load_model
+from momaserve.router_lab.comparison import served_difference
 from momaserve.router_lab.losses import MODALITIES, describe_loss, loss_difference, mean_loss
 from momaserve.router_lab.passes import Lab
 from momaserve.router_lab.policies import (
@@ -52,6 +53,7 @@ def study_noise(study: Study) -> dict[str, Any]:
     clean = {base.name: study.run_all(batches, base) for base in bases}
     baseline = None if study.baseline is None else _losses_of(study, study.baseline, batches)
     found = []
+    noisy: dict[tuple[str, float], dict[str, Sums]] = {}
     for base, part, kind in curves:
         trials = [clean[base.name]]
         for sigma in sigmas[1:]:
@@ -62,10 +64,17 @@ def study_noise(study: Study) -> dict[str, Any]:
             _point(study, sigma, trial, clean[base.name], clean[EXPERT_CHOICE.name], part)
             for sigma, trial in zip(sigmas, trials, strict=True)
         ]
+        if kind == FLIPS[0]:
+            for sigma, trial in zip(sigmas[1:], trials[1:], strict=True):
+                noisy.setdefault((part, sigma), {})[base.name] = trial.losses
         curve = {"base": base.name, "part": part, "kind": kind, "points": points}
         found.append(curve | _tolerated(study, sigmas, trials, baseline))
     return {
         "curves": found,
+        "served_difference": [
+            {"part": part, "sigma": sigma} | served_difference(losses, {}, study.bootstrap)
+            for (part, sigma), losses in noisy.items()
+        ],
         "floor": {base.name: _floor(study, floor, base) for base in bases},
         "baseline": None
         if baseline is None

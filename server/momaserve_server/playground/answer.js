@@ -149,7 +149,9 @@ export class Answer {
   }
 
   #addElement(token, place) {
-    const element = make("span", { class: "token", tabindex: this.#current ? -1 : 0 }, token.text);
+    const space = /^\s+(?=\S)/.exec(token.text)?.[0] ?? ""; // lines may break behind it
+    const words = token.text.slice(space.length);
+    const element = make("span", { class: "token", tabindex: this.#current ? -1 : 0 }, words);
     if (token.kind !== "text") {
       element.classList.add("special");
       element.dataset.name = token.name.replace(/^<\|(.+)\|>$/, "$1");
@@ -160,7 +162,7 @@ export class Answer {
     }
     this.#current ??= element;
     this.#elements.set(token, element);
-    place.append(element);
+    place.append(space, element);
     this.#routing.show(element, token);
   }
 

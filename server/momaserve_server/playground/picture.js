@@ -3,7 +3,8 @@
 import { icon, make } from "./dom.js";
 import { ExpertMap } from "./expert_map.js";
 
-const SIDE_PX = 320;
+const SIDE_PX = 360;
+const MARGIN_PX = 32;
 
 /** Owns a figure. States: growing, whole, cut. */
 export class Picture {
@@ -35,7 +36,8 @@ export class Picture {
     const caption = make("figcaption", {}, this.progress, this.caption, this.marks);
     this.node = make("figure", { class: "picture", "data-is": "growing" }, frames, caption);
     const [height, width] = image.size;
-    const scale = Math.max(1, Math.floor(SIDE_PX / Math.max(height, width)));
+    const room = Math.min(SIDE_PX, document.documentElement.clientWidth - MARGIN_PX);
+    const scale = Math.max(1, Math.floor(room / Math.max(height, width))); // whole, to be crisp
     this.node.style.setProperty("--side", `${scale * width}px`);
     this.node.style.setProperty("--ratio", `${width} / ${height}`);
     this.node.style.setProperty("--columns", columns);

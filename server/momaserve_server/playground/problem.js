@@ -4,7 +4,7 @@ import { button, make } from "./dom.js";
 
 const ADVICE = {
   queue_full: "The server has as many requests as it takes.",
-  draining: "The server is shutting down; it may be back soon.",
+  draining: "It may be back soon.",
   not_ready: "The server is still starting.",
   engine_stuck: "The engine makes no progress; the operator has to look at it.",
   engine_dead: "The engine has stopped; the operator has to start it again.",
