@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from momaserve.environment import machine
-from momaserve.errors import CheckpointError, ConfigError
+from momaserve.errors import CheckpointError, ConfigError, DataError
 from momaserve.models.config import ModelConfig
 from momaserve.models.weights import load_model, weight_files
 from momaserve.router_lab.findings import findings
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: settings that cannot work.
-        CheckpointError, DataError: a checkpoint or data that cannot be read.
+        CheckpointError, DataError: a checkpoint or data that cannot be read, or no routers in it.
     """
     set_threads(args)
     settings = settings_of(args)
@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{checkpoint} is no checkpoint directory")
     if out.resolve() == checkpoint.resolve():
         raise ConfigError("--out must not be the checkpoint, which stays as it is")
+    lab = _lab(checkpoint, settings.seed)
+    if not lab.routers:
+        raise DataError("this model has no routers to report on: it has one expert per group")
     out.mkdir(parents=True, exist_ok=True)
     progress = Progress()
     progress.say("opening the data")
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         seed=settings.seed,
     )
     study = Study(
-        lab=_lab(checkpoint, settings.seed),
+        lab=lab,
         data=data,
         checkpoint=checkpoint,
         settings=settings,

@@ -116,7 +116,10 @@ def _of_noise(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def _range(estimate: Mapping[str, float | None]) -> str:
     low, high = estimate["low"], estimate["high"]
-    return "" if low is None or high is None else f"({100 * low:.2f} to {100 * high:.2f} %)"
+    if low is None:
+        return ""
+    most = "more than was tried" if high is None else f"{100 * high:.2f} %"
+    return f"({100 * low:.2f} to {most})"
 
 
 def comparisons(parts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

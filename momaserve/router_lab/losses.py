@@ -50,7 +50,8 @@ def mean_loss(modality: str) -> Statistic:
     counts = [2 + column for column in columns]
 
     def statistic(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = sums[..., columns].sum(-1) / sums[..., counts].sum(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: NDArray[np.float64] = sums[..., columns].sum(-1) / sums[..., counts].sum(-1)
         return found
 
     return statistic

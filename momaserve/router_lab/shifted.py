@@ -89,9 +89,7 @@ class Conditions:
             yield from documents_in(self.data.short_rows(step), self.config, self._is_control)
 
     def _is_control(self, token: int) -> bool:
-        if self.config.modality_of(token):
-            return False
-        return self.data.text is None or not self.data.text.decode([token])
+        return not self.config.modality_of(token) and not self.data.text.decode([token])
 
     def _all_documents(self) -> Iterator[Pieces]:
         """From the first on, as often as it is asked; each is read once."""
@@ -145,9 +143,6 @@ class Conditions:
                 yield self._condition(name, severity, unit, changed)
 
     def _texts(self) -> Iterator[Condition]:
-        if self.data.text is None:
-            self.skipped["text"] = "the checkpoint has no text tokenizer"
-            return
         shifts = dict(TEXT_SHIFTS)
         try:
             shifts["german names"] = (in_german(german_names()), _GERMAN, "names, %")
@@ -163,7 +158,6 @@ class Conditions:
         self, corrupt: TextCorruption, severity: float, rng: random.Random
     ) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
         text = self.data.text
-        assert text is not None
 
         def rewritten(ids: tuple[int, ...]) -> tuple[int, ...]:
             try:

@@ -57,12 +57,12 @@ class LabData:
     splits: Mapping[str, Sequence[PackedRows]]
     """Batches by name; a split without any is left out."""
     fresh_rows: RowsOfStep
-    """More training rows, none of which is in `splits`."""
+    """More training rows, of steps that are not in `splits`."""
     short_rows: RowsOfStep
     """Training rows without long conversations: documents that can be taken apart."""
     row_length: int
     num_rows: int
-    text: TextTokenizer | None
+    text: TextTokenizer
     pictures: ImageAutoencoder | None
     find_pictures: PictureFinder
     summary: str

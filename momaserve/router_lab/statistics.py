@@ -22,7 +22,10 @@ Statistic = Callable[..., NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number and its 95 % interval; None where there is nothing to tell it from."""
+    """A number and its 95 % interval; None where there is nothing to tell it from.
+
+    A bound may be infinite, which report.json has as null.
+    """
 
     value: float | None
     low: float | None = None
@@ -56,8 +59,8 @@ class Bootstrap:
     def estimate(self, statistic: Statistic, *sums: Sums) -> Estimate:
         """A statistic of one or several sums over the same documents, and its interval.
 
-        Resamples in which it is not finite are left out; with fewer than two documents, or too
-        few finite resamples, there is no interval.
+        Resamples in which it is no number are left out, infinite ones are not; with fewer than
+        two documents, or too few such resamples, there is no interval.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(statistic(*(each.sum(0) for each in sums)))
@@ -67,11 +70,12 @@ class Bootstrap:
                 return Estimate(value)
             counts = self.counts(len(sums[0]))
             found = statistic(*(counts @ each for each in sums))
-        found = found[np.isfinite(found)]
+        found = np.sort(found[~np.isnan(found)])
         if 2 * len(found) < self.replicates:
             return Estimate(value)
-        low, high = np.percentile(found, [2.5, 97.5])
-        return Estimate(value, float(low), float(high))
+        # Resamples themselves, never something between two: one of them may be infinite.
+        low, high = math.floor(0.025 * (len(found) - 1)), math.ceil(0.975 * (len(found) - 1))
+        return Estimate(value, float(found[low]), float(found[high]))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

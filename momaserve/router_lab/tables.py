@@ -54,6 +54,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def _policies(part: Mapping[str, Any]) -> Iterator[Table]:
+    yield from _left_out(part, "policy")
     for split, found in part["splits"].items():
         about = f"{_NAMES[split]}, {found['documents']} documents"
         yield Table(
@@ -128,6 +129,11 @@ def _policies(part: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
+def _left_out(part: Mapping[str, Any], what: str) -> Iterator[Table]:
+    if part["skipped"]:
+        yield Table("Left out", (what, "why"), list(part["skipped"].items()))
+
+
 def _noise(part: Mapping[str, Any]) -> Iterator[Table]:
     floors = part["floor"]
     yield Table(
@@ -195,9 +201,10 @@ def _share(estimate: Estimate) -> str:
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
     if value is None:
         return "none tried"
-    if low is None or high is None:
+    if low is None:
         return percent(value, 2)
-    return f"{percent(value, 2)} ({100 * low:.2f} to {100 * high:.2f})"
+    most = "more" if high is None else f"{100 * high:.2f}"
+    return f"{percent(value, 2)} ({100 * low:.2f} to {most})"
 
 
 def _thresholds(part: Mapping[str, Any]) -> Iterator[Table]:
@@ -244,9 +251,7 @@ def _shift(part: Mapping[str, Any]) -> Iterator[Table]:
         ],
         is_long=True,
     )
-    if part["skipped"]:
-        rows = [(name, why) for name, why in part["skipped"].items()]
-        yield Table("Left out", ("shift", "why"), rows)
+    yield from _left_out(part, "shift")
 
 
 def compared(parts: Mapping[str, Any]) -> list[Table]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from deploy.helm.check import NOT_KEPT, RELEASE, RENDERED, digest, documents, values_files
 from momaserve import __version__
@@ -263,6 +264,17 @@ def test_values_and_their_schema_agree() -> None:
         assert [error.message for error in validator.iter_errors(load_yaml(path))] == [], path
     assert not validator.is_valid({"settings": {"drain_timeout": 5}})
     assert not validator.is_valid({"replicas": 2})
+
+
+def test_values_in_the_readme_are_values_of_the_chart() -> None:
+    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    ours = [block for block in blocks if "rules" not in block]  # those are prometheus-adapter's
+    assert len(ours) == 2
+    for block in ours:
+        jsonschema.validate(block, load_yaml(CHART / "values.schema.json"))
+    known = {option.dest for option in SERVE_OPTIONS}
+    assert set(ours[0]["settings"]) <= known
 
 
 def test_the_chart_is_of_this_version() -> None:

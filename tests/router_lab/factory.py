@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from momaserve.layers.routing import Router
-from momaserve.models.config import ModelConfig
 from momaserve.router_lab.policies import Site
 from momaserve.router_lab.selections import Seen
+from momaserve.tokens.text import TextTokenizer
 from momaserve.training.packing import PackedRows
 
 PAD = 1
@@ -66,12 +67,15 @@ def site(
     return Site(name, router, logits, logits, real, seed)
 
 
-def learnt_ids(rows: PackedRows) -> list[int]:
-    """Targets in the order of `token_losses`."""
-    targets = rows.targets.flatten()
-    return targets[targets >= 0].tolist()
+class NumberWords:
+    """A text tokenizer whose words are the ids themselves; ids below 4 have no text."""
 
+    @classmethod
+    def tokenizer(cls) -> TextTokenizer:
+        return cast(TextTokenizer, cls())
 
-def image_ids(config: ModelConfig) -> range:
-    assert config.image is not None
-    return range(config.image.first_token_id, config.image.stop_token_id)
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(str(token) for token in token_ids if token >= 4)
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split() if word.isdigit() and 22 <= int(word) < 40]

@@ -61,7 +61,7 @@ def test_counts_of_every_document() -> None:
     assert (
         documents.sum(0).tolist()
         == sum(site.confusion.sum(0) for site in counts.sites.values()).tolist()
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_experts_per_token_and_tokens_without() -> None:

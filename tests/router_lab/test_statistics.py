@@ -74,15 +74,31 @@ def test_there_is_no_interval_without_documents_to_draw_from() -> None:
     assert (alone.value, alone.low, alone.high) == (1.5, None, None)
     empty = bootstrap.estimate(ratio, np.zeros((4, 2)))
     assert (empty.value, empty.low, empty.high) == (None, None, None)
-    # With one document in five hundred most resamples of ten have nothing to divide by.
+    # With one document in five hundred to tell it from, most resamples may have nothing.
     rare = np.zeros((500, 2))
     rare[0] = 1
-    found = Bootstrap(50, 0)
-    found._counts[500] = np.zeros((50, 500))
-    found._counts[500][:20, 0] = 1
-    assert found.estimate(ratio, rare).low is None
-    found._counts[500][:30, 0] = 1
-    assert found.estimate(ratio, rare).low == 1.0
+    few = Bootstrap(50, 0)
+    few._counts[500] = np.zeros((50, 500))
+    few._counts[500][:20, 0] = 1
+    assert few.estimate(ratio, rare).low is None
+    few._counts[500][:30, 0] = 1
+    assert few.estimate(ratio, rare).low == 1.0
+
+
+def test_a_bound_that_some_resamples_never_reach_is_infinite() -> None:
+    """Half of the documents never lose 1 %: neither do many resamples."""
+    clean, noisy = np.ones((6, 2)), np.ones((6, 2))
+    noisy[:3, 0] = 1.03
+
+    def statistic(*sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        curve = np.stack([ratio(each) for each in sums], axis=-1)
+        return crossing([0.0, 1.0], curve, 1.01 * curve[..., 0])
+
+    found = Bootstrap(500, 0).estimate(statistic, clean, noisy)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.low is not None
+    assert 0.3 < found.low < 0.5
+    assert found.high == math.inf
 
 
 def test_resamples_are_a_function_of_the_seed() -> None:
@@ -121,4 +137,4 @@ def test_crossings_by_hand() -> None:
     )
     levels = np.array([1.5, 1.5, 1.5, 1.5])
     assert crossing(xs, curves, levels).tolist() == [1.5, 0.0, math.inf, 0.5]
-    assert crossing(xs, curves[0], np.float64(4.0)) == 4.0
+    assert crossing(xs, curves[:1], np.array([4.0])).tolist() == [4.0]

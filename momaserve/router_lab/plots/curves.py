@@ -259,5 +259,6 @@ def _shift_column(
         top.set_ylabel("F1 against expert choice")
         middle.set_ylabel("loss, expert choice\n(nat per token)")
         bottom.set_ylabel("loss above expert\nchoice (nat per token)")
-        top.legend(fontsize=6.5, loc="lower left")
         middle.legend(fontsize=6.5)
+        if top.lines:
+            top.legend(fontsize=6.5, loc="lower left")

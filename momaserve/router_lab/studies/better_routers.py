@@ -79,9 +79,7 @@ def variants(hidden_size: int, num_steps: int) -> list[Variant]:
 
 
 def study_better_routers(study: Study) -> dict[str, Any]:
-    """{"skipped": why} for a model without routers."""
-    if not study.lab.routers:
-        return {"skipped": "this model has no routers: it has one expert per group"}
+    """By split and selector: agreement with the oracle, and losses."""
     settings, model = study.settings, study.lab.model
     tried = variants(model.config.hidden_size, settings.fit_steps)
     batches = study.data.splits
