@@ -1,6 +1,6 @@
 # Serves a checkpoint; by default the embedded demo, on a CPU.
 #
-#   docker build --tag momaserve .
+#   docker build --tag momaserve --build-arg TORCH_INDEX=... .
 #   docker build --tag momaserve:cuda --build-arg VARIANT=cuda .
 #
 # Behind a package index of your own: pass PIP_... build arguments, or a whole pip.conf as the
@@ -12,8 +12,9 @@ FROM ${BASE} AS dependencies
 WORKDIR /build
 # cpu: torch without CUDA, from TORCH_INDEX. cuda: torch with CUDA, from the ordinary index.
 ARG VARIANT=cpu
-# Leave it empty where the ordinary index has a CPU build of torch.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The index of CPU wheels that pytorch.org names for pip; left out, the ordinary index is taken,
+# which has CPU builds for some platforms only. A wrong build of torch ends the build.
+ARG TORCH_INDEX=
 # Optional parts of the project, with blanks between them: otel sends traces.
 ARG EXTRAS=otel
 ARG PIP_INDEX_URL

@@ -9,7 +9,7 @@ from momaserve.router_lab.losses import MARGIN_NAT, MARGIN_SHARE, MODALITIES
 
 _MARGIN = f"{100 * MARGIN_SHARE:g} % or {MARGIN_NAT:g} nat, whichever is more"
 _SENSITIVE_AT = 0.005
-"""Of depth decisions, above which the paper saw mixture of depths lose (MoMa, section 4.6)."""
+"""Of depth decisions, above which the paper saw mixture of depths lose (MoMa, 2407.21770)."""
 _FEW = 0.1
 """Share of conditions that chance alone might tell apart."""
 _NAMES = {"train": "training data", "held_out": "held-out data"}
@@ -43,6 +43,10 @@ def _finding(question: str, answer: str, detail: str = "") -> dict[str, str]:
 
 def _of_policies(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for split, found in part["splits"].items():
+        ways = found["agreement"]["at_expert_choice"]
+        if "causal" in ways:
+            yield _agreement(split, ways)
+    for split, found in part["splits"].items():
         if "causal" not in found["loss"]:
             continue
         causal = found["loss"]["causal"]
@@ -63,6 +67,18 @@ def _of_policies(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         )
         question = f"Does causal routing keep the loss of expert choice on {_NAMES[split]}?"
         yield _finding(question, answer, f"{detail}. Kept is a rise of at most {_MARGIN}.")
+
+
+def _agreement(split: str, ways: Mapping[str, Any]) -> dict[str, str]:
+    def said(policy: str) -> str:
+        return ", ".join(
+            f"{kind} {100 * row['accuracy']['value']:.2f} % (F1 {row['f1']['value']:.4f})"
+            for kind, row in ways[policy].items()
+        )
+
+    others = [f"{policy}: {said(policy)}" for policy in ("calibrated",) if policy in ways]
+    question = f"How many decisions do auxiliary routers make rightly on {_NAMES[split]}?"
+    return _finding(question, f"{said('causal')}.", "; ".join(others))
 
 
 def _of_generation(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:

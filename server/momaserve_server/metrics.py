@@ -29,10 +29,33 @@ VLLM_NAMES = {"iteration_tokens": "iteration_tokens_total"}
 """Where vLLM has another name for the same; the others differ by their prefix alone."""
 
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
-SLOW_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+SLOW_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
+REJECTED = ("invalid", "queue_full", "draining", "not_ready")
+ABORTED = ("disconnect", "api", "drain")
+"""Reasons, shown from the start: a counter that appears with its first event hides it from
+Prometheus' `rate`."""
 FINISHED = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 
 
@@ -58,6 +81,8 @@ class ServerMetrics:
         self._running = self._gauge("num_requests_running", "Requests in execution.")
         self._waiting = self._gauge("num_requests_waiting", "Requests waiting to be processed.")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "KV blocks in use, 0 to 1.")
+        self._healthy = self._gauge("engine_healthy", "1 while the engine makes progress.")
+        self._ready = self._gauge("engine_ready", "1 while new requests are taken.")
 
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generated = self._counter(
@@ -72,6 +97,14 @@ class ServerMetrics:
         self._aborted = self._counter(
             "requests_aborted", "HTTP requests ended before they finished, by reason.", "reason"
         )
+        for modality in ("text", "image"):
+            self._generated.labels(modality)
+        for finished in (*FINISHED, "error"):
+            self._success.labels(str(finished))
+        for rejected in REJECTED:
+            self._rejected.labels(rejected)
+        for aborted in ABORTED:
+            self._aborted.labels(aborted)
         self._images = self._counter("images_generated", "Pictures finished.")
         self._cache_queries = self._counter(
             "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."
@@ -84,7 +117,7 @@ class ServerMetrics:
         )
 
         self._first_token = self._histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", (*FAST_S, *SLOW_S[5:])
+            "time_to_first_token_seconds", "Arrival to first token.", (*FAST_S, *SLOW_S[9:])
         )
         self._inter_token = self._histogram(
             "inter_token_latency_seconds", "Time between tokens of a request.", (*FAST_S, 2.5, 5.0)
@@ -175,6 +208,8 @@ class ServerMetrics:
         self._running.set(snapshot.num_running)
         self._waiting.set(snapshot.num_waiting)
         self._kv_usage.set(snapshot.kv_cache_usage)
+        self._healthy.set(async_engine.is_healthy)
+        self._ready.set(async_engine.is_ready)
         return generate_latest(self._shown)
 
 

@@ -9,7 +9,8 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,8 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
     with bound_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
         logger.info("loading %s", checkpoint)
-        engine = Engine.load(checkpoint, config)
+        with _ended_by_sigterm():
+            engine = Engine.load(checkpoint, config)
         name = settings.served_model_name or engine.model_name
         metrics = ServerMetrics(settings.metrics_prefix, model_name=name)
         async_engine = AsyncEngine(engine, listener=metrics)
@@ -138,6 +140,20 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
             if tracer is not None:
                 tracer.close()
     return 0 if server.started else FAILED
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the process also where it is PID 1, which has no default for signals."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tracing() -> Any:

@@ -50,6 +50,7 @@ def difference(value: float) -> dict[str, Any]:
 
 def policies(train: float, held_out: float) -> dict[str, Any]:
     def split(value: float) -> dict[str, Any]:
+        agreement = {"accuracy": estimate(0.954), "f1": estimate(0.91)}
         nll = {"nll": estimate(1.0), "delta": estimate(0.0), "kept": "yes"}
         causal = {"nll": estimate(1.02), "delta": estimate(0.02), "kept": "no"}
         return {
@@ -57,6 +58,7 @@ def policies(train: float, held_out: float) -> dict[str, Any]:
                 "expert_choice": {"text": nll, "image": nll},
                 "causal": {"text": nll, "image": causal},
             },
+            "agreement": {"at_expert_choice": {"causal": {"text": agreement}}},
             "served_difference": difference(value),
         }
 
@@ -86,8 +88,9 @@ def test_which_to_serve(train: float, held_out: float, shifted: list[float], ans
 
 def test_sentences_say_what_the_numbers_say() -> None:
     found = findings({"policies": policies(0.0, 0.0)})
-    assert found[0]["answer"] == "No: image tokens lose more than that."
-    assert "image +0.0200 nat (+0.0190 to +0.0210) on 1.0000" in found[0]["detail"]
+    assert found[0]["answer"] == "text 95.40 % (F1 0.9100)."
+    assert found[2]["answer"] == "No: image tokens lose more than that."
+    assert "image +0.0200 nat (+0.0190 to +0.0210) on 1.0000" in found[2]["detail"]
     assert findings({}) == []
 
 

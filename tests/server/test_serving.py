@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from momaserve.errors import MomaserveError
+from momaserve_server.cli import main
 from momaserve_server.serving import bound_socket
 from momaserve_server.settings import ServerSettings
 from tests.server.asgi import TIMEOUT_S, chat_body
@@ -125,3 +127,23 @@ def test_taken_port_is_one_clear_error() -> None:
 def test_unknown_host_is_one_clear_error() -> None:
     with pytest.raises(MomaserveError, match=r"cannot listen on 256\.1\.1\.1"):
         bound_socket(ServerSettings(host="256.1.1.1"))
+
+
+def test_sigterm_while_a_checkpoint_loads_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Process 1 of a container has no default for signals: it would wait to be killed."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def loading(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("momaserve_server.serving.Engine.load", loading)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", "--port", "0"])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
