@@ -132,6 +132,7 @@ MODEL: dict[str, Any] = {
     "expert_groups": [{"name": "text", "modalities": ["text"], "num_experts": 4}],
     "depth_routing": None,
     "routing": {"default": "causal", "prompt": "same"},
+    "defaults": Loose({"temperature": 0.2, "image_temperature": 0.5, "guidance_scale": 1.0}),
     "limits": Loose({"n": 16, "logprobs": 20}),
 }
 ROUTER: dict[str, Any] = {

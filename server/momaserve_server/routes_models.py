@@ -77,6 +77,7 @@ def model_card(context: ServerContext) -> dict[str, Any]:
             "default": str(engine.config.routing),
             "prompt": str(engine.config.prompt_routing or "same"),
         },
+        "defaults": _defaults(context),
         "limits": {
             "n": settings.max_n,
             "output_tokens": settings.max_output_tokens,
@@ -88,4 +89,22 @@ def model_card(context: ServerContext) -> dict[str, Any]:
             "images_per_request": settings.max_images_per_request,
             "prompts_per_request": settings.max_prompts_per_request,
         },
+    }
+
+
+def _defaults(context: ServerContext) -> dict[str, Any]:
+    """What a request gets for fields that it leaves out; null has no one value."""
+    engine = context.async_engine.engine
+    text, image = engine.defaults.text, engine.defaults.image
+    return {
+        "temperature": text.temperature,
+        "top_p": text.top_p,
+        "top_k": text.top_k,
+        "min_p": text.min_p,
+        "image_temperature": image.temperature,
+        "image_top_p": image.top_p,
+        "image_top_k": image.top_k,
+        "guidance_scale": engine.defaults.guidance_scale,
+        "max_tokens": context.settings.max_output_tokens,
+        "routing": str(engine.config.routing),
     }

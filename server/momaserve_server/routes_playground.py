@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from importlib.resources import files
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-
-from momaserve_server.context import context_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -45,25 +42,6 @@ HEADERS = {
 @router.get("/")
 async def index(request: Request) -> Response:
     return _static("index.html", request)
-
-
-@router.get("/playground/defaults.json")
-async def defaults(request: Request) -> dict[str, Any]:
-    """What the server takes for a field of the page that is left empty; null has no one value."""
-    context = context_of(request)
-    given = context.async_engine.engine.defaults
-    return {
-        "temperature": given.text.temperature,
-        "top_p": given.text.top_p,
-        "top_k": given.text.top_k,
-        "min_p": given.text.min_p,
-        "image_temperature": given.image.temperature,
-        "image_top_p": given.image.top_p,
-        "image_top_k": given.image.top_k,
-        "guidance_scale": given.guidance_scale,
-        "max_tokens": context.settings.max_output_tokens,
-        "routing": str(context.async_engine.engine.config.routing),
-    }
 
 
 @router.get("/playground/{name}")

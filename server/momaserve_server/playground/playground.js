@@ -85,7 +85,7 @@ async function describe() {
     chat.describe(model);
     routing.describe(model.expert_groups);
     attachments.describe(model.limits);
-    settings.showDefaults(await api.json("playground/defaults.json"));
+    settings.showDefaults(model.defaults);
     await gauges.start(model.max_model_len);
   } catch (error) {
     line.textContent = error.message;
