@@ -110,6 +110,11 @@ class SiteCounts:
     mass: NDArray[np.float64]
     """[3]: weight that the oracle selects, of it missed, and wrongly added."""
 
+    @property
+    def load(self) -> NDArray[np.int64]:
+        """[E]: tokens that each expert took."""
+        return self.confusion[:, 0] + self.confusion[:, 1]
+
 
 class SelectionCounts:
     """One way to select, against the oracle, over any number of batches."""

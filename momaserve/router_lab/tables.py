@@ -109,6 +109,30 @@ def _policies(part: Mapping[str, Any]) -> Iterator[Table]:
                 for kind, row in kinds.items()
             ],
         )
+        layers = found["layers"]
+        rows = [("its hidden states", row) for row in layers["at_expert_choice"]]
+        rows += [("a pass of its own", row) for row in layers["in_pass"]]
+        yield Table(
+            f"Every layer, {about}",
+            ("policy", "in", "layer", "routers", "experts per token", "without expert", "load CV")
+            + ("weight missed", "weight added", "share with 0, 1, ... experts"),
+            [
+                (
+                    row["policy"],
+                    where,
+                    str(row["layer"]),
+                    row["kind"],
+                    number(row["experts_per_token"], 3),
+                    percent(row["without_expert"]),
+                    number(row["load_variation"], 3),
+                    percent(row["mass_missed"]),
+                    percent(row["mass_added"]),
+                    " ".join(f"{share:.3f}" for share in row["histogram"]),
+                )
+                for where, row in rows
+            ],
+            is_long=True,
+        )
         measures = ("accuracy", "precision", "recall", "f1", "auroc", "calibration_error")
         yield Table(
             f"Every expert, {about}",

@@ -2,12 +2,13 @@
 
 Each auxiliary router learns, by binary cross-entropy, the selection that batch-level expert
 choice makes from the same hidden state (MoMa, 2407.21770, section 2.4). The threshold of an
-expert is the running mean of its k-th best score over the same batches.
+expert is the running mean of its k-th best score over the same batches; or, where a recipe asks
+for it, what selects its share of the tokens when all thresholds are in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,11 +44,19 @@ class FitRoutersConfig:
     save_every: int = 500
     loss: str = "bce"
     """One of LOSSES, see `router_loss`."""
+    joint_rounds: int = 0
+    """Rounds of `joint_thresholds`, over the batches that follow the last step; 0 keeps the running
+    means."""
+    joint_batches: int = 16
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an unknown loss."""
+        """Raises ConfigError for an unknown loss, and for rounds or batches that cannot be."""
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {LOSSES}, got {self.loss!r}")
+        for name, minimum in (("joint_rounds", 0), ("joint_batches", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < minimum:
+                raise ConfigError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
 @dataclass(slots=True)
@@ -231,12 +240,63 @@ def auxiliary_loss(
     return total, {f"{kind}_{loss}": sum(v) / len(v) for kind, v in sums.items()}
 
 
-def record_selections(model: MomaModel, rows: PackedRows) -> list[Selections]:
-    """Selections of batch-level expert choice over packed rows, without gradients."""
+def record_selections(
+    model: MomaModel, rows: PackedRows, policy: RoutingPolicy = RoutingPolicy.EXPERT_CHOICE
+) -> list[Selections]:
+    """Selections over packed rows, of batch-level expert choice as a rule, without gradients."""
     recorder = SelectionRecorder(rows)
     with torch.no_grad():
-        model(forward_batch(model.config, rows, RoutingPolicy.EXPERT_CHOICE, recorder))
+        model(forward_batch(model.config, rows, policy, recorder))
     return recorder.selections
+
+
+def capacity_cut(logits: Tensor, router: Router, factor: float = 1.0) -> Tensor:
+    """The logits [E] above which each expert finds `factor` times its capacity of N tokens.
+
+    Args:
+        logits: [N, E].
+    """
+    capacity = router.capacity or 1 / logits.shape[1]
+    share = min(1.0, factor * capacity)
+    return logits.double().quantile(1 - share, dim=0).float()
+
+
+def pooled_thresholds(
+    model: MomaModel, batches: Sequence[PackedRows], policy: RoutingPolicy
+) -> dict[str, Tensor]:
+    """Threshold logits [E] that select each router's capacity of all tokens it meets under a
+    policy; a router that meets none is left out."""
+    found: dict[str, list[Tensor]] = {}
+    for rows in batches:
+        for entry in record_selections(model, rows, policy):
+            found.setdefault(entry.name, []).append(entry.logits)
+    routers = named_routers(model)
+    return {name: capacity_cut(torch.cat(each), routers[name]) for name, each in found.items()}
+
+
+def joint_thresholds(
+    model: MomaModel, batches: Sequence[PackedRows], num_rounds: int
+) -> dict[str, Tensor]:
+    """Threshold logits that select the capacity of those tokens which they themselves bring about.
+
+    Under other thresholds the layers below hand on other hidden states. Each round puts the last
+    one's thresholds into use and takes those that would have been right; the first takes them from
+    expert choice. The model keeps the thresholds it has.
+    """
+    routers = named_routers(model)
+    kept = {name: router.threshold_logits for name, router in routers.items()}
+    found = pooled_thresholds(model, batches, RoutingPolicy.EXPERT_CHOICE)
+    try:
+        for _ in range(num_rounds):
+            for name, router in routers.items():
+                # A router that met no token has nothing to select.
+                none = torch.full_like(router.weight[:, 0], float("inf"))
+                router.threshold_logits = found.get(name, none)
+            found |= pooled_thresholds(model, batches, RoutingPolicy.CALIBRATED)
+    finally:
+        for name, router in routers.items():
+            router.threshold_logits = kept[name]
+    return found
 
 
 def fit_routers(
@@ -283,8 +343,13 @@ def fit_routers(
             run.log(by_kind | {"lr_factor": factor})
         if (step + 1) % training.save_every == 0 or step + 1 == training.num_steps:
             run.save(modules, optimizer)
+    joint: dict[str, Tensor] = {}
+    if training.joint_rounds:
+        steps = range(training.num_steps, training.num_steps + training.joint_batches)
+        batches = [rows_of_step(step).to(device) for step in steps]
+        joint = joint_thresholds(model, batches, training.joint_rounds)
     for name, router in routers.items():
         values = thresholds.get_buffer(name.replace(".", "_"))
-        router.threshold_logits = values.double().logit().float()
+        router.threshold_logits = joint.get(name, values.double().logit().float())
     save_model(model, out, torch.bfloat16)
     return model

@@ -115,6 +115,16 @@ def test_the_report_has_what_the_page_documents(whole: tuple[Path, dict[str, Any
     assert found["agreement"]["in_pass"]["expert_choice"]["depth"]["f1"]["value"] == 1
     assert found["use"]["all"]["depth"]["experts_per_token"] == 1
     assert {row["kind"] for row in found["routers"]} == {"text", "image", "depth"}
+    assert len(found["layers"]["at_expert_choice"]) == 3 * 5
+    assert len(found["layers"]["in_pass"]) == 7 * 5
+    for row in found["layers"]["in_pass"]:
+        total = sum(row["histogram"])  # 0: its layer took no token
+        assert total == 0 or total == pytest.approx(1, abs=1e-4)
+        if row["policy"] == "expert_choice":
+            assert (row["mass_missed"], row["mass_added"]) == (0, 0)
+        if row["policy"] == "all":
+            assert row["mass_missed"] == 0
+            assert row["without_expert"] == 0
     assert 1 <= len(report["parts"]["policies"]["pictures"]) <= 4
     assert "tasks are scored" in report["parts"]["generation"]["skipped"]
 
@@ -269,8 +279,8 @@ def test_a_checkpoint_of_words_whose_routers_were_never_fitted(
     recipe = write_recipe(tmp_path / "dense.toml", experts=1)
     source = ("--recipe", recipe, "--data", data)
     assert command_line("train", *source, "--out", tmp_path / "dense") == 0
-    out = ("--out", tmp_path / "none")
-    assert command_line("router-report", tmp_path / "dense", *source, *out) == 1
+    words = ("router-report", tmp_path / "dense", *source, "--out", tmp_path / "none")
+    assert command_line(*words) == 1
     assert "has no routers to report on" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from momaserve.config import RoutingPolicy
 from momaserve.errors import ConfigError
+from momaserve.models.moma import MomaModel
 from momaserve.router_lab.passes import Lab
 from momaserve.router_lab.progress import Progress
 from momaserve.router_lab.selections import RouterScores
@@ -29,6 +32,7 @@ from momaserve.training.fit_routers import (
     Selections,
     auxiliary_loss,
     fit_routers,
+    joint_thresholds,
     named_routers,
     new_auxiliary_routers,
     record_selections,
@@ -144,9 +148,57 @@ def test_every_loss_can_be_fitted(tmp_path: Path, loss: str) -> None:
     assert by_kind.keys() == {f"{kind}_{loss}" for kind in ("text", "image", "depth")}
 
 
-def test_unknown_losses_are_refused() -> None:
+def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="loss must be one of .*, got 'mse'"):
         FitRoutersConfig(loss="mse")
+    with pytest.raises(ConfigError, match="joint_rounds must be an integer >= 0, got -1"):
+        FitRoutersConfig(joint_rounds=-1)
+    with pytest.raises(ConfigError, match="joint_batches must be an integer >= 1, got 0"):
+        FitRoutersConfig(joint_batches=0)
+
+
+# --- joint thresholds ----------------------------------------------------------------------
+
+
+def excess(model: MomaModel, batches: list[PackedRows]) -> float:
+    """How far the shares that calibrated routing selects are from the capacities, on average."""
+    found: dict[str, list[Tensor]] = {}
+    for each in batches:
+        for recorded in record_selections(model, each, RoutingPolicy.CALIBRATED):
+            found.setdefault(recorded.name, []).append(recorded.selected)
+    shares = [torch.cat(each).float().mean(0) for each in found.values()]
+    assert len(shares) == len(named_routers(model))
+    return float((torch.cat(shares) - 0.5).abs().mean())
+
+
+def test_joint_thresholds_select_the_capacity_while_they_are_in_use(tmp_path: Path) -> None:
+    training = FitRoutersConfig(num_steps=3, log_every=9)
+    plain = fit_routers(tiny_model(CONFIG), training, rows, tmp_path / "plain")
+    joint = fit_routers(
+        tiny_model(CONFIG),
+        replace(training, joint_rounds=4, joint_batches=5),
+        rows,
+        tmp_path / "joint",
+    )
+    batches = [rows(step) for step in range(3, 8)]
+    assert excess(joint, batches) < 0.5 * excess(plain, batches)
+    for name, router in named_routers(joint).items():
+        other = named_routers(plain)[name]
+        assert router.aux is not None
+        assert other.aux is not None
+        assert torch.equal(router.aux.fc1.weight, other.aux.fc1.weight)
+
+
+def test_joint_thresholds_leave_the_model_as_it_is(tmp_path: Path) -> None:
+    model = tiny_model(CONFIG).requires_grad_(False)
+    found = joint_thresholds(model, [rows(0), rows(1)], 2)
+    assert found.keys() == named_routers(model).keys()
+    assert all(router.threshold_logits is None for router in named_routers(model).values())
+    pooled = joint_thresholds(model, [rows(0), rows(1)], 0)
+    (one,) = [e for e in record_selections(model, rows(0)) if e.name == "0.text"]
+    (two,) = [e for e in record_selections(model, rows(1)) if e.name == "0.text"]
+    logits = torch.cat([one.logits, two.logits])
+    assert_close(pooled["0.text"], logits.quantile(0.5, dim=0))
 
 
 # --- variants ------------------------------------------------------------------------------

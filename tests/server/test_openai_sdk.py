@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from collections.abc import Generator
 
 import openai
@@ -11,6 +13,7 @@ from openai import OpenAI
 
 from momaserve.errors import QueueFullError
 from momaserve.outputs import FinishReason
+from tests.server.asgi import TIMEOUT_S
 from tests.server.fake_engine import TEXT, FakeAsyncEngine, byte_ids
 from tests.server.live import Live, live
 from tests.server.test_media import data_url, png
@@ -202,3 +205,69 @@ def test_error_in_a_stream_is_raised() -> None:
         )
         with pytest.raises(openai.APIError, match="out of luck"):
             list(stream)
+
+
+def test_closing_a_stream_aborts_it() -> None:
+    fake = FakeAsyncEngine()
+    fake.gate = asyncio.Semaphore(1)
+    with live(fake) as started, OpenAI(base_url=started.url + "/v1", api_key="x") as client:
+        stream = client.chat.completions.create(
+            model="fake", messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        assert next(iter(stream)).choices[0].delta.role == "assistant"
+        ended = threading.Event()
+
+        async def wait_for_the_end() -> None:
+            await fake.stopped.wait()
+            ended.set()
+
+        asyncio.run_coroutine_threadsafe(wait_for_the_end(), started.loop)
+        stream.close()
+        assert ended.wait(TIMEOUT_S)
+    assert not fake.running
+    assert fake.aborted
+
+
+def test_the_clients_own_timeout_is_its_typed_exception_and_frees_the_request() -> None:
+    fake = FakeAsyncEngine()
+    fake.gate = asyncio.Semaphore(0)
+    with (
+        live(fake) as started,
+        OpenAI(base_url=started.url + "/v1", api_key="x", timeout=0.2, max_retries=0) as client,
+    ):
+        with pytest.raises(openai.APITimeoutError):
+            client.completions.create(model="fake", prompt="hi")
+        ended = threading.Event()
+
+        async def wait_for_the_end() -> None:
+            while fake.running:
+                fake.stopped.clear()
+                await fake.stopped.wait()
+            ended.set()
+
+        asyncio.run_coroutine_threadsafe(wait_for_the_end(), started.loop)
+        assert ended.wait(TIMEOUT_S)
+
+
+def test_a_wrong_key_is_the_sdks_authentication_error() -> None:
+    with live(api_keys=("right",)) as started:
+        with (
+            OpenAI(base_url=started.url + "/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError) as refused,
+        ):
+            client.models.list()
+        assert refused.value.code == "invalid_api_key"
+        with OpenAI(base_url=started.url + "/v1", api_key="right") as client:
+            assert [model.id for model in client.models.list()] == ["fake"]
+
+
+def test_a_full_queue_is_the_sdks_rate_limit_error() -> None:
+    fake = FakeAsyncEngine()
+    fake.refusal = QueueFullError("the queue is full", retry_after_s=3)
+    with (
+        live(fake) as started,
+        OpenAI(base_url=started.url + "/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.RateLimitError) as refused,
+    ):
+        client.completions.create(model="fake", prompt="hi")
+    assert refused.value.response.headers["retry-after"] == "3"

@@ -68,15 +68,16 @@ def draw_noise(parts: Mapping[str, Any]) -> Any:
                 fontsize=7,
                 va="top",
             )
+            lowest = -_BELOW
             if found["baseline"] is not None:
-                _baseline(axes, found, modality)
+                lowest = min(lowest, 1.2 * _baseline(axes, found, modality))
             axes.set_xscale("log")
             axes.set_xticks([0.1, 0.25, 0.5, 1, 2, 5, 10, 20])
             axes.set_xticklabels(["0.1", "0.25", "0.5", "1", "2", "5", "10", "20"])
             axes.minorticks_off()
             symmetric_log(axes, "y", 0.01)
             axes.axhline(0, color=BLACK, linewidth=0.8)
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], -_BELOW))
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], lowest))
             axes.set_title(f"{modality} tokens: noise in {_SINGULAR[part]} decisions")
             axes.set_xlabel("decisions turned around, σ (%)")
             axes.set_ylabel("loss above no noise (nat per token)")
@@ -112,14 +113,16 @@ def _floor(axes: Any, floors: Mapping[str, Any], part: str) -> None:
             color=PURPLE,
             alpha=0.22,
             linewidth=0,
-            label=f"bf16 rounding alone: {min(rates):.2f} to {max(rates):.2f} %",
+            label=f"bf16 rounding alone ({part}): {min(rates):.2f} to {max(rates):.2f} %",
         )
 
 
-def _baseline(axes: Any, found: Mapping[str, Any], modality: str) -> None:
+def _baseline(axes: Any, found: Mapping[str, Any], modality: str) -> float:
+    """Draws how far the other model is above this one without noise, and returns it."""
     clean = next(c for c in found["curves"] if c["base"] == "expert_choice")["points"][0]
     above = value_of(found["baseline"][modality]) - value_of(clean["loss"][modality]["nll"])
     axes.axhline(above, color=GREY, linewidth=1.2, linestyle="-.", label="model without depth")
+    return above
 
 
 def _mark(mark: str) -> dict[str, Any]:

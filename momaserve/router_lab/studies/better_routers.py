@@ -19,15 +19,15 @@ from torch import Tensor
 from momaserve.layers.routing import AuxiliaryRouter, Router
 from momaserve.router_lab.losses import MODALITIES, describe_losses, loss_difference
 from momaserve.router_lab.policies import CALIBRATED, CAUSAL, EXPERT_CHOICE, Policy
-from momaserve.router_lab.selections import AGREEMENTS, RouterScores, SelectionCounts
+from momaserve.router_lab.selections import AGREEMENTS, SelectionCounts
 from momaserve.router_lab.statistics import Sums
-from momaserve.router_lab.studies.thresholds import capacity_cuts
 from momaserve.router_lab.study import Study
 from momaserve.training.fit_routers import (
     FitRoutersConfig,
     Thresholds,
     as_module,
     auxiliary_loss,
+    joint_thresholds,
     new_auxiliary_routers,
     record_selections,
     routed_groups,
@@ -35,10 +35,11 @@ from momaserve.training.fit_routers import (
 from momaserve.training.packing import PackedRows
 from momaserve.training.run import cosine
 
-SHIPPED = "shipped"
 _CALIBRATION_BATCHES = 16
 _ROUNDS = 4
-"""Of joint calibration: each moves all cuts by what the last ones made of the hidden states."""
+"""Of `joint_thresholds`."""
+_NUM_THRESHOLDS = 3
+_SERVED = (CAUSAL, CALIBRATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,36 +85,30 @@ def study_better_routers(study: Study) -> dict[str, Any]:
     tried = variants(model.config.hidden_size, settings.fit_steps)
     batches = study.data.splits
     calibrated = min(_CALIBRATION_BATCHES, settings.fit_steps)
-    num_selectors = len(tried) + 3 + sum(study.lab.missing_for(p) is None for p in _SERVED)
-    num_passes = settings.fit_steps + calibrated * (1 + _ROUNDS)
+    shipped = [policy for policy in _SERVED if study.lab.missing_for(policy) is None]
+    num_selectors = len(shipped) + len(tried) + _NUM_THRESHOLDS
+    num_passes = settings.fit_steps + _NUM_THRESHOLDS
     num_passes += sum(map(len, batches.values())) * (1 + 2 * num_selectors)
     study.begin("better-routers", num_passes)
     auxiliary, running = _fitted(study, tried)
-    selectors = [
-        Selector(f"{policy.name}, {SHIPPED}", policy, {}, {}, {})
-        for policy in _SERVED
-        if study.lab.missing_for(policy) is None
-    ]
+    selectors = [Selector(f"{policy.name}, shipped", policy, {}, {}, {}) for policy in shipped]
     for each in tried:
         parameters = sum(p.numel() for p in as_module(auxiliary[each.name]).parameters())
         about = {"width": each.width, "steps": each.num_steps, "parameters": parameters}
         selectors.append(Selector(each.name, CAUSAL, auxiliary[each.name], {}, about))
     fresh = [study.data.fresh_rows(step) for step in range(calibrated)]
-    pooled = _cuts(study, fresh, EXPERT_CHOICE)
     for name, cuts in (
         ("thresholds, running mean", running),
-        ("thresholds, pooled quantile", pooled),
-        ("thresholds, joint", _joint_cuts(study, fresh, pooled)),
+        ("thresholds, pooled quantile", joint_thresholds(model, fresh, 0)),
+        ("thresholds, joint", joint_thresholds(model, fresh, _ROUNDS)),
     ):
         selectors.append(Selector(name, CALIBRATED, {}, cuts, {}))
+        study.progress.step()
     return {
         "fit": {"steps": settings.fit_steps, "learning_rate": FitRoutersConfig().learning_rate},
         "splits": {name: _judged(study, rows, selectors) for name, rows in batches.items()},
         "about": {selector.name: dict(selector.about) for selector in selectors},
     }
-
-
-_SERVED = (CAUSAL, CALIBRATED)
 
 
 def _fitted(
@@ -152,25 +147,6 @@ def _fitted(
         for name in routers
     }
     return auxiliary, running
-
-
-def _cuts(study: Study, fresh: Sequence[PackedRows], policy: Policy) -> dict[str, Tensor]:
-    """Per-expert cuts that select each router's capacity of what it meets under a policy."""
-    scores = RouterScores()
-    for number, rows in enumerate(fresh):
-        scores.add(study.run(rows, policy, number).sites)
-    return capacity_cuts(study, scores, "main", list(study.lab.routers))
-
-
-def _joint_cuts(
-    study: Study, fresh: Sequence[PackedRows], start: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Cuts that select the capacity of the hidden states which they themselves bring about."""
-    cuts = dict(start)
-    for _ in range(_ROUNDS):
-        with installed(study.lab.routers, {}, cuts):
-            cuts |= _cuts(study, fresh, CALIBRATED)
-    return cuts
 
 
 @contextmanager

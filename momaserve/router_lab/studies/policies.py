@@ -22,6 +22,7 @@ from momaserve.router_lab.selections import (
     RouterScores,
     Seen,
     SelectionCounts,
+    SiteCounts,
     auroc,
     kind_of,
     layer_of,
@@ -87,6 +88,10 @@ def _split(
             "in_pass": _agreements(study, in_pass),
         },
         "use": {name: _use(counts) for name, counts in in_pass.items()},
+        "layers": {
+            "at_expert_choice": _layers(at_states),
+            "in_pass": _layers(in_pass),
+        },
         "routers": [
             row
             for name, counts in at_states.items()
@@ -112,8 +117,12 @@ def _agreements(study: Study, counts: Mapping[str, SelectionCounts]) -> dict[str
 
 
 def _masses(counts: SelectionCounts, kind: str) -> dict[str, float]:
-    total = sum(site.mass for name, site in counts.sites.items() if kind_of(name) == kind)
-    selected, missed, added = np.asarray(total, dtype=np.float64).tolist()
+    return _shares([each for name, each in counts.sites.items() if kind_of(name) == kind])
+
+
+def _shares(sites: Sequence[SiteCounts]) -> dict[str, float]:
+    """Of the weight that the oracle selects: what is missed, and what is added to it."""
+    selected, missed, added = np.sum([site.mass for site in sites], axis=0).tolist()
     whole = max(selected, 1e-12)
     return {"mass_missed": missed / whole, "mass_added": added / whole}
 
@@ -123,19 +132,35 @@ def _use(counts: SelectionCounts) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in counts.kinds:
         sites = [site for name, site in counts.sites.items() if kind_of(name) == kind]
-        histogram = np.sum([site.histogram for site in sites], axis=0)
-        tokens = max(1, int(histogram.sum()))
-        loads = [site.confusion[:, 0] + site.confusion[:, 1] for site in sites]
-        uneven = [value for load in loads if (value := variation(load)) is not None]
-        found[kind] = {
-            "experts_per_token": float((histogram * np.arange(len(histogram))).sum() / tokens),
-            "histogram": (histogram / tokens).tolist(),
-            "without_expert": float(histogram[0] / tokens),
+        uneven = [value for site in sites if (value := variation(site.load)) is not None]
+        found[kind] = _experts_per_token(sites) | {
             "load_variation": {"mean": float(np.mean(uneven)), "max": float(np.max(uneven))}
             if uneven
             else None,
         }
     return found
+
+
+def _experts_per_token(sites: Sequence[SiteCounts]) -> dict[str, Any]:
+    histogram = np.sum([site.histogram for site in sites], axis=0)
+    tokens = max(1, int(histogram.sum()))
+    return {
+        "experts_per_token": float((histogram * np.arange(len(histogram))).sum() / tokens),
+        "histogram": (histogram / tokens).tolist(),
+        "without_expert": float(histogram[0] / tokens),
+    }
+
+
+def _layers(counts: Mapping[str, SelectionCounts]) -> list[dict[str, Any]]:
+    """A row per policy, layer and kind."""
+    return [
+        {"policy": policy, "layer": layer_of(name), "kind": kind_of(name)}
+        | _experts_per_token([site])
+        | {"load_variation": variation(site.load)}
+        | _shares([site])
+        for policy, each in counts.items()
+        for name, site in each.sites.items()
+    ]
 
 
 def _per_expert(
@@ -161,7 +186,7 @@ def _per_expert(
             if which == "aux":
                 chance = _sigmoid(logits[:, expert])
                 row["calibration_error"] = reliability(chance, labels[:, expert]).expected_error
-            row["load"] = int(confusion[0] + confusion[1])
+            row["load"] = int(site.load[expert])
             row["wanted_load"] = int(confusion[0] + confusion[2])
     return rows
 

@@ -24,6 +24,7 @@ from momaserve.router_lab.policies import (
 )
 from momaserve.router_lab.selections import RouterScores, kind_of
 from momaserve.router_lab.study import Study
+from momaserve.training.fit_routers import capacity_cut
 from momaserve.training.packing import PackedRows
 
 PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -112,11 +113,9 @@ def capacity_cuts(
         which: "aux" or "main" logits.
         names: of routers; one that met no token has no cut.
     """
-    cuts: dict[str, Tensor] = {}
-    for name in names:
-        if name not in scores.sites or (logits := scores.of(name, which)) is None:
-            continue
-        capacity = study.lab.routers[name].capacity or 1 / logits.shape[1]
-        share = min(1.0, factor * capacity)
-        cuts[name] = torch.from_numpy(logits).double().quantile(1 - share, dim=0).float()
-    return cuts
+    found = {name: scores.of(name, which) for name in names if name in scores.sites}
+    return {
+        name: capacity_cut(torch.from_numpy(logits), study.lab.routers[name], factor)
+        for name, logits in found.items()
+        if logits is not None
+    }
