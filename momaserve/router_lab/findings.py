@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from momaserve.router_lab.losses import MARGIN_NAT, MARGIN_SHARE, MODALITIES
@@ -12,6 +13,7 @@ _SENSITIVE_AT = 0.005
 """Of depth decisions, above which the paper saw mixture of depths lose (MoMa, 2407.21770)."""
 _FEW = 0.1
 """Share of conditions that chance alone might tell apart."""
+_SINGULAR = {"experts": "expert", "depth": "depth"}
 _NAMES = {"train": "training data", "held_out": "held-out data"}
 
 
@@ -23,7 +25,7 @@ def findings(parts: Mapping[str, Any]) -> list[dict[str, str]]:
         ("noise", _of_noise),
     )
     found = [each for name, write in writers if name in parts for each in write(parts[name])]
-    return found + list(_which_to_serve(parts))
+    return [*found, *_own_mistakes(parts), *_which_to_serve(parts)]
 
 
 def signed(estimate: Mapping[str, float | None], digits: int = 4, unit: str = "") -> str:
@@ -104,7 +106,7 @@ def _of_noise(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for curve in part["curves"]:
         if (curve["base"], curve["kind"]) != ("expert_choice", "uniform"):
             continue
-        name = "depth" if curve["part"] == "depth" else "expert"
+        name = _SINGULAR[curve["part"]]
         one = curve["one_percent"]["all"]["value"]
         answer = (
             "Of none that was tried."
@@ -121,13 +123,48 @@ def _of_noise(part: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield _finding(f"Of how many wrong {name} decisions is the loss 1 % up?", answer, detail)
         if "loses_to_baseline" in curve:
             loses = curve["loses_to_baseline"]["all"]
-            answer = (
-                "At none that was tried."
-                if loses["value"] is None
-                else f"At {100 * loses['value']:.2f} % {_range(loses)}."
-            )
+            if loses["value"] is None:
+                answer = "At none that was tried."
+            elif loses["value"] == 0:
+                answer = f"It is better without any {_range(loses)}."
+            else:
+                answer = f"At {100 * loses['value']:.2f} % {_range(loses)}."
             question = f"At how many wrong {name} decisions is the model without depth better?"
             yield _finding(question, answer)
+
+
+def _own_mistakes(parts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Whether what routers get wrong hurts as much as as many decisions taken at random."""
+    split = parts.get("policies", {}).get("splits", {}).get("train", {})
+    rates = split.get("error_rate", {}).get("causal")
+    if rates is None or "noise" not in parts:
+        return
+    cost = split["loss"]["causal"]["all"]["delta"]
+    random = {}
+    for curve in parts["noise"]["curves"]:
+        if (curve["base"], curve["kind"]) == ("expert_choice", "uniform"):
+            points = [(p["sigma"], p["loss"]["all"]["delta"]["value"]) for p in curve["points"]]
+            random[curve["part"]] = _between(points, rates[curve["part"]])
+    total = sum(random.values())
+    is_clear = cost["high"] is not None and cost["high"] < total
+    each = "; ".join(
+        f"{100 * rates[part]:.2f} % of {_SINGULAR[part]} decisions are wrong, and as many turned "
+        f"at random cost {value:+.4f} nat"
+        for part, value in random.items()
+    )
+    yield _finding(
+        "Do the auxiliary routers' own mistakes hurt as much as random ones?",
+        "No, less: they are made near the cut." if is_clear else "That cannot be told apart.",
+        f"Causal routing costs {signed(cost, unit=' nat')}; {each}.",
+    )
+
+
+def _between(points: Sequence[tuple[float, float]], x: float) -> float:
+    """On straight lines between points of rising x, and the last one's beyond them."""
+    for (left, low), (right, high) in pairwise(points):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return points[-1][1]
 
 
 def _range(estimate: Mapping[str, float | None]) -> str:
@@ -144,7 +181,8 @@ def comparisons(parts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     for split, each in parts.get("policies", {}).get("splits", {}).items():
         found.append((_NAMES[split], each["served_difference"]))
     for each in parts.get("noise", {}).get("served_difference", []):
-        found.append((f"{100 * each['sigma']:g} % noise in {each['part']} decisions", each))
+        part = _SINGULAR[each["part"]]
+        found.append((f"{100 * each['sigma']:g} % noise in {part} decisions", each))
     for name, each in parts.get("shift", {}).get("shifts", {}).items():
         for point in each["points"]:
             title = f"{name}, {point['severity']:g} ({each['unit']})"

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"out of {', '.join(PARTS)} (default: all but the last)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="few rows and few points: minutes become one"
+        "--quick", action="store_true", help="few rows and few points, for a first look"
     )
     parser.add_argument(
         "--batches", type=int, metavar="N", help="scored batches of each split (default: 10)"

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ capacity = 0.5
 aux_hidden_size = 8
 """
 QUICK = ("--quick", "--batches", "1", "--bootstrap", "20", "--fit-steps", "3", "--threads", "1")
-
-Run = Callable[..., dict[str, Any]]
 
 
 def command_line(*words: object) -> int:
@@ -192,7 +190,7 @@ def test_the_page_needs_nothing_else(whole: tuple[Path, dict[str, Any]]) -> None
     assert page.count("<table>") == page.count("</table>") > 20
     assert page.count("<figure>") == len(list(out.glob("*.png"))) == len(plots.PLOTS)
     for finding in whole[1]["findings"]:
-        assert finding["question"] in page
+        assert escape(finding["question"]) in page
     for path in out.glob("*.png"):
         picture = Image.open(io.BytesIO(path.read_bytes()))
         assert min(picture.size) > 300, path

@@ -112,6 +112,27 @@ def test_the_sensitivity_to_noise_is_said_with_the_floor() -> None:
     assert second["answer"] == "At none that was tried."
 
 
+@pytest.mark.parametrize(
+    ("cost", "answer"), [(0.010, "No, less"), (0.0145, "That cannot be told apart.")]
+)
+def test_own_mistakes_are_held_against_random_ones(cost: float, answer: str) -> None:
+    """2.5 % of expert decisions are wrong: half-way between 2 % and 3 % of noise."""
+    found = policies(0.0, 0.0)
+    train = found["splits"]["train"]
+    train["error_rate"] = {"causal": {"experts": 0.025}}
+    train["loss"]["causal"]["all"] = {"delta": estimate(cost)}
+    points = [
+        {"sigma": sigma, "loss": {"all": {"delta": estimate(delta)}}}
+        for sigma, delta in ((0.0, 0.0), (0.02, 0.01), (0.03, 0.02))
+    ]
+    curve: dict[str, Any] = {"base": "expert_choice", "part": "experts", "kind": "uniform"}
+    curve |= {"points": points, "one_percent": {"all": estimate(0.01)}}
+    parts = {"policies": found, "noise": {"curves": [curve], "floor": {}}}
+    (said,) = [f for f in findings(parts) if f["question"].startswith("Do the auxiliary")]
+    assert said["answer"].startswith(answer)
+    assert "as many turned at random cost +0.0150 nat" in said["detail"]
+
+
 def test_clear_differences_are_counted() -> None:
     found = tally([difference(0.01), difference(-0.01), difference(0.0005), difference(0.02)])
     assert found == {name: [1, 2, 1] for name in ("text", "image", "all")}

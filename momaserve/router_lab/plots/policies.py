@@ -101,10 +101,11 @@ def draw_accuracy(parts: Mapping[str, Any]) -> Any:
     lowest = np.floor(20 * min(values)) / 20
     layers = sorted({row["layer"] for row in rows})
     widths = [max(r["expert"] for r in rows if r["kind"] == kind) + 1 for kind in kinds]
+    room = [max(1.7, width) for width in widths]
     height = max(1.9, 0.32 * len(layers) + 0.9)
-    figure = new_figure(1.6 + 0.62 * sum(widths) + 0.5 * len(kinds), height * len(policies))
+    figure = new_figure(1.6 + 0.62 * sum(room) + 0.5 * len(kinds), height * len(policies))
     grid = figure.subplots(
-        len(policies), len(kinds), squeeze=False, gridspec_kw={"width_ratios": widths}
+        len(policies), len(kinds), squeeze=False, gridspec_kw={"width_ratios": room}
     )
     image = None
     for policy, line in zip(policies, grid, strict=True):
@@ -121,9 +122,9 @@ def draw_accuracy(parts: Mapping[str, Any]) -> Any:
             )
             _write_values(axes, table, lowest)
             axes.grid(False)
-            axes.set_xticks(range(width))
+            axes.set_xticks(range(width) if kind != "depth" else [])
             axes.set_yticks(range(len(layers)), layers)
-            axes.set_xlabel("expert" if kind != "depth" else "(whole layer)")
+            axes.set_xlabel("expert" if kind != "depth" else "whole layer")
             axes.set_ylabel("layer")
             short = {"causal": "causal", "calibrated": "calibrated"}[policy]
             axes.set_title(f"{kind}, {short}")

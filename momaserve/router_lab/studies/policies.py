@@ -15,7 +15,7 @@ from PIL import Image
 from momaserve.config import RoutingPolicy
 from momaserve.router_lab.comparison import served_difference
 from momaserve.router_lab.losses import describe_losses
-from momaserve.router_lab.policies import CAUSAL, EXPERT_CHOICE, POLICIES, Policy
+from momaserve.router_lab.policies import CAUSAL, EXPERT_CHOICE, POLICIES, Policy, part_of
 from momaserve.router_lab.selections import (
     AGREEMENTS,
     SERVED,
@@ -87,6 +87,7 @@ def _split(
             "at_expert_choice": _agreements(study, at_states),
             "in_pass": _agreements(study, in_pass),
         },
+        "error_rate": {name: _error_rate(counts) for name, counts in at_states.items()},
         "use": {name: _use(counts) for name, counts in in_pass.items()},
         "layers": {
             "at_expert_choice": _layers(at_states),
@@ -114,6 +115,15 @@ def _agreements(study: Study, counts: Mapping[str, SelectionCounts]) -> dict[str
         }
         for name, each in counts.items()
     }
+
+
+def _error_rate(counts: SelectionCounts) -> dict[str, float]:
+    """Share of wrong decisions on the oracle's hidden states, by EXPERTS and DEPTH."""
+    totals: dict[str, NDArray[np.int64]] = {}
+    for name, site in counts.sites.items():
+        part = part_of(kind_of(name))
+        totals[part] = totals.get(part, np.zeros(4, dtype=np.int64)) + site.confusion.sum(0)
+    return {part: float(1 - AGREEMENTS["accuracy"](total)) for part, total in totals.items()}
 
 
 def _masses(counts: SelectionCounts, kind: str) -> dict[str, float]:
