@@ -133,7 +133,9 @@ def test_a_client_that_vanishes_in_a_picture_frees_its_memory(http: httpx.Client
     tokens = metric(http, 'generation_tokens_total{modality="image"}')
     body = {**DRAW, "n": 16, "stream": True, "partial_images": 8}
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
-        assert any('"image"' in line for line in response.iter_lines())
+        # Held by name: an iterator that is let go closes the stream.
+        lines = response.iter_lines()
+        assert any('"image"' in line for line in lines)
         assert metric(http, "num_requests_running") == 16
         assert metric(http, "kv_cache_usage_perc") > 0
     # Each reading is answered between two steps; the request is gone a few of them later.
