@@ -267,6 +267,11 @@ class AsyncEngine:
         return not self._watchdog.is_stuck
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return self._idle.is_set()
+
+    @property
     def is_draining(self) -> bool:
         return self._is_draining
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -20,8 +21,28 @@ class RoutingPolicy(StrEnum):
 SERVABLE_POLICIES = (RoutingPolicy.CAUSAL, RoutingPolicy.CALIBRATED)
 """Policies that may route any token of a served request."""
 
+
+class Scheduling(StrEnum):
+    """Which waiting request starts first."""
+
+    ROUTER_AWARE = "router-aware"
+    """One that shares experts with those that run, unless it would pass another too often."""
+    FCFS = "fcfs"
+    """The oldest."""
+
+
 PROMPT_POLICIES = (*SERVABLE_POLICIES, RoutingPolicy.EXPERT_CHOICE)
 """Policies that may route the prompt of a served request."""
+
+
+_POSITIVE_COUNTS = (
+    "max_num_requests",
+    "max_num_step_tokens",
+    "max_queued_requests",
+    "max_queued_tokens",
+)
+_PASSES_PER_SLOT = 4
+"""Fewer, and the running requests are mixed most of the time; more brings little."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -64,11 +85,44 @@ class SchedulerConfig:
     """Requests that may wait; one more is refused."""
     max_queued_tokens: int = 1 << 20
     """Prompt tokens of all waiting requests together; a request beyond them is refused."""
+    scheduling: Scheduling = Scheduling.ROUTER_AWARE
+    """Which waiting request starts first."""
+    max_num_passes: int | None = None
+    """Younger requests of its priority that may start before a waiting one, under router-aware
+    scheduling; None is four times `max_num_requests`."""
+    step_time_target_ms: float | None = None
+    """Predicted time, in milliseconds, that prompts fill a step up to, under router-aware
+    scheduling; None is no limit but `max_num_step_tokens`."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in _POSITIVE_COUNTS:
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1, got {value}")
+        try:  # as for routing: policies are told apart by identity
+            object.__setattr__(self, "scheduling", Scheduling(self.scheduling))
+        except ValueError:
+            known = [str(policy) for policy in Scheduling]
+            raise ConfigError(
+                f"scheduling must be one of {known}, got {self.scheduling!r}"
+            ) from None
+        passes, target = self.max_num_passes, self.step_time_target_ms
+        _require(passes is None or passes >= 0, f"max_num_passes must be at least 0, got {passes}")
+        _require(
+            target is None or 0 < target < math.inf,
+            f"step_time_target_ms must be a positive number of milliseconds, got {target}",
+        )
+        for name in ("max_num_passes", "step_time_target_ms"):
+            _require(
+                self.scheduling is Scheduling.ROUTER_AWARE or getattr(self, name) is None,
+                f"{name} {getattr(self, name)} needs scheduling {Scheduling.ROUTER_AWARE}, got "
+                f"{self.scheduling}",
+            )
+
+    @property
+    def num_passes_allowed(self) -> int:
+        """`max_num_passes`, or what it is by default."""
+        default = _PASSES_PER_SLOT * self.max_num_requests
+        return default if self.max_num_passes is None else self.max_num_passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +133,11 @@ class EngineConfig:
     """auto | float32 | bfloat16 | float16."""
     device: str = "auto"
     """auto | cpu | cuda."""
+    backend: str = "auto"
+    """auto | cpu | reference: compiled CPU kernels or plain torch; auto takes the first if it
+    can run."""
+    keep_weights: bool = False
+    """Whether `Engine.model` stays usable by others when the backend has packed its weights."""
     threads: int | None = None
     """Torch threads; None leaves torch's own choice."""
     max_model_len: int | None = None
@@ -98,6 +157,10 @@ class EngineConfig:
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, got {self.dtype!r}")
         devices = ("auto", "cpu", "cuda")
         _require(self.device in devices, f"device must be one of {devices}, got {self.device!r}")
+        backends = ("auto", "cpu", "reference")
+        _require(
+            self.backend in backends, f"backend must be one of {backends}, got {self.backend!r}"
+        )
         _require(
             self.threads is None or self.threads >= 1,
             f"threads must be at least 1, got {self.threads}",

@@ -19,19 +19,23 @@ import torch
 
 from momaserve.config import EngineConfig, RoutingPolicy
 from momaserve.core.block_key import root_key
+from momaserve.core.cost_model import MachineRates
 from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.scheduler import Scheduler
 from momaserve.course import Course
-from momaserve.errors import CheckpointError, ConfigError, PromptError, RequestError, SamplingError
+from momaserve.errors import CheckpointError, ConfigError, PromptError, RequestError
 from momaserve.loading import ModelParts, load_model_parts
 from momaserve.models.config import ModelConfig
 from momaserve.outputs import FinishReason, RequestStats, TokenOutput
 from momaserve.request import Request, Submission, TokenSequence
+from momaserve.runner.backends import select_backend
 from momaserve.runner.kv_storage import KVStorage, choose_num_blocks
 from momaserve.runner.runner import Runner, RunningStep, StepResult
 from momaserve.runner.sampler import Sampler
 from momaserve.sampling import OutputMode, SamplingParams
+from momaserve.sampling_checks import check_token_ids, check_words_left
 from momaserve.stats import StatsListener
+from momaserve.step_timer import StepTimer, make_forecast
 from momaserve.tally import Tally
 from momaserve.tokens.grammar import GrammarState
 from momaserve.tokens.prompt import Prompt
@@ -60,8 +64,15 @@ class Engine:
         config: EngineConfig,
         *,
         clock: Callable[[], float] = time.monotonic,
+        rates: MachineRates | None = None,
     ) -> None:
-        """Raises ConfigError or CheckpointError when the model cannot be served as configured."""
+        """
+        Args:
+            rates: what router-aware scheduling takes the machine for; None measures it.
+
+        Raises:
+            ConfigError, CheckpointError: the model cannot be served as configured.
+        """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         model, dtype, device = parts.model, parts.dtype, parts.device
@@ -93,13 +104,18 @@ class Engine:
             dtype=dtype,
             device=device,
         )
+        forecast = make_forecast(config.scheduler, model.config, dtype, device, rates)
+        self.step_timer = StepTimer(forecast)
         self.scheduler = Scheduler(
             config.scheduler,
             num_blocks=num_blocks,
             block_size=config.cache.block_size,
             prefix_caching=config.cache.prefix_caching,
+            forecast=forecast,
         )
-        self._runner = Runner(model, storage, Sampler(parts.processor.spec, device))
+        backend = select_backend(config.backend, model, storage, keep_weights=config.keep_weights)
+        self.backend_name = backend.name
+        self._runner = Runner(model.config, backend, storage, Sampler(parts.processor.spec, device))
         # With a device of its own, the next step is planned while this one runs.
         self._plans_ahead = device.type != "cpu" if config.plan_ahead is None else config.plan_ahead
         self._clock = clock
@@ -159,8 +175,8 @@ class Engine:
         else:
             num_output = min(params.max_tokens, room)
         self.processor.grammar.check_room(state, params.mode, num_output)
-        self._check_token_ids(params)
-        self._check_words_left(params)
+        check_token_ids(params, self.model_config.vocab_size)
+        check_words_left(params, self.processor.spec)
         routing = params.routing or self.config.routing
         prompt_routing = params.prompt_routing or self.config.prompt_routing or routing
         for policy, name in ((routing, "routing"), (prompt_routing, "prompt_routing")):
@@ -242,37 +258,6 @@ class Engine:
                 root_key=root_key(request.params.cache_salt),
             )
         )
-
-    def _check_words_left(self, params: SamplingParams) -> None:
-        """Checks that there is an id to sample where those that end an answer may not be."""
-        if params.mode is OutputMode.IMAGE:
-            return
-        spec = self.processor.spec
-        banned = set(spec.unsampled_text_ids)
-        if params.ignore_eos or params.min_tokens:
-            banned.add(spec.eos)
-        if params.min_tokens:
-            banned.update(i for i in params.stop_token_ids if i not in spec.image_ids)
-        if len(banned) >= self.model_config.vocab_size - len(spec.image_ids):
-            name = "min_tokens" if params.min_tokens else "ignore_eos"
-            raise SamplingError(
-                f"{name}: this checkpoint's vocabulary has no text token to sample but those "
-                "that would end the answer",
-                param=name,
-            )
-
-    def _check_token_ids(self, params: SamplingParams) -> None:
-        vocab_size = self.model_config.vocab_size
-        for name, ids in (
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", tuple(params.logit_bias)),
-        ):
-            for token_id in ids:
-                if not 0 <= token_id < vocab_size:
-                    raise SamplingError(
-                        f"{name}: token id {token_id} is not between 0 and {vocab_size - 1}",
-                        param=name,
-                    )
 
     def add(self, submission: Submission) -> None:
         """Queue the requests of a submission: all of them or none.
@@ -421,7 +406,8 @@ class Engine:
             assert output.finish_reason is not None
             stats = self._finish(self._courses.pop(name), output.finish_reason)
             outputs[index] = replace(output, stats=stats)
-        self._tell_step(flight, result, tally, now - flight.started)
+        step_s = self.step_timer.settle(flight.plan, flight.started, now)
+        self._tell_step(flight, result, tally, step_s)
         return outputs
 
     def _move_companions(self, course: Course) -> None:

@@ -103,6 +103,8 @@ class Request:
     num_pending_tokens: int = 0
     """Tokens that the steps in flight are sampling."""
     num_preemptions: int = 0
+    num_passes: int = 0
+    """Younger requests of its priority that started while it waited in the queue."""
     num_cached_tokens: int = 0
     """Prompt tokens that were not computed for it, because their blocks were in the cache."""
 

@@ -30,6 +30,7 @@ class StepStats:
     prefix_cache_hits: int
     """Those of them that were there."""
     step_s: float
+    """From its start, or from the end of the step before, if that was later."""
     first_token_latencies_s: tuple[float, ...]
     """Arrival to first token of requests that got theirs in this step."""
     inter_token_latencies_s: tuple[float, ...]
@@ -41,6 +42,8 @@ class StepStats:
     """By group: how many (token, layer) pairs got 0, 1, ... E experts."""
     depth_tokens: tuple[tuple[int, int, int], ...] = ()
     """(layer, tokens taken, tokens skipped)."""
+    predicted_s: float | None = None
+    """What `step_s` was expected to be; None where nothing is predicted."""
 
 
 class StatsListener(Protocol):

@@ -46,6 +46,7 @@ class Tally:
             prefix_cache_queries=plan.num_cache_queries,
             prefix_cache_hits=plan.num_cache_hits,
             step_s=step_s,
+            predicted_s=plan.predicted_s,
             first_token_latencies_s=tuple(self.first_token_latencies_s),
             inter_token_latencies_s=tuple(self.inter_token_latencies_s),
             expert_tokens=routing.expert_tokens,

@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "momaserve.async_engine momaserve.llm momaserve.environment",
         "momaserve.engine",
         "momaserve.course",
-        "momaserve.tally",
+        "momaserve.tally momaserve.step_timer momaserve.sampling_checks",
         "momaserve.loading",
         "momaserve.runner momaserve.core momaserve.tokens",
         "momaserve.models",
@@ -44,6 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
 )
 """From the roof down. A room may import its own floor's room and any floor below it."""
 NEIGHBOURS = {
+    ("momaserve_bench", "momaserve_server"): {"momaserve_server.cli_options"},
     ("momaserve.runner", "momaserve.core"): {"momaserve.core.plan"},
     ("momaserve.runner", "momaserve.tokens"): {"momaserve.tokens.grammar"},
     ("momaserve.training", "momaserve.demo"): {"momaserve.demo"},

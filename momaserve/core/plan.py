@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from momaserve.core.load import StepLoad
+
 
 class PlannedSequence(NamedTuple):
     """Part of one sequence in a step: tokens at positions [start, start + num_new_tokens)."""
@@ -41,6 +43,10 @@ class StepPlan:
     """Prompt tokens of requests that were started, which the prefix cache was asked for."""
     num_cache_hits: int = 0
     """Those of them that it had."""
+    load: StepLoad | None = None
+    """What the step computes; None where times are not predicted."""
+    predicted_s: float | None = None
+    """How long it is expected to take."""
 
     @property
     def num_new_tokens(self) -> dict[str, int]:

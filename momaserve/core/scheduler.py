@@ -6,12 +6,16 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from momaserve.config import RoutingPolicy, SchedulerConfig
+from momaserve.config import SchedulerConfig, Scheduling
+from momaserve.core.admission import FirstCome, RouterAware
+from momaserve.core.forecast import Forecast
 from momaserve.core.kv_cache import KVCache
+from momaserve.core.pace import Pace
 from momaserve.core.plan import OWN, StepPlan
-from momaserve.core.step import StepDraft, num_missing, prompt_must_be_whole, share_budget, split
-from momaserve.core.waiting import WaitingQueue
-from momaserve.errors import PromptError, RequestError
+from momaserve.core.room import can_grow, check_fits, num_blocks_to_start
+from momaserve.core.step import StepDraft, num_missing, share_budget, split
+from momaserve.core.waiting import WaitingQueue, age
+from momaserve.errors import RequestError
 from momaserve.request import Request, RequestStatus
 
 MAX_PREEMPTIONS = 3
@@ -44,14 +48,25 @@ class Scheduler:
         num_blocks: int,
         block_size: int,
         prefix_caching: bool = True,
+        forecast: Forecast | None = None,
     ) -> None:
+        """
+        Args:
+            forecast: predicts what steps take. Without it requests start first come, first
+                served, for nothing is known of their experts.
+        """
         self.kv_cache = KVCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self._config = config
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
         """Oldest first whenever a step is planned."""
         self._is_sorted = True
+        self._forecast = forecast
+        self._admission: FirstCome | RouterAware = FirstCome()
+        self._pace: Pace | None = None
         self._waiting = WaitingQueue(config)
+        if config.scheduling is Scheduling.ROUTER_AWARE and forecast is not None:
+            self._be_aware(forecast)
         self._num_sequences = 0
         self._num_arrived = 0
         self._in_flight: deque[list[Request]] = deque()
@@ -78,6 +93,27 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    def _be_aware(self, forecast: Forecast) -> None:
+        """Plans by predicted times, and by experts if modalities have their own."""
+        config, meter = self._config, forecast.meter
+        costs = forecast.cost_model.costs
+        if len(costs.groups) > 1:
+            self._admission = RouterAware(
+                costs,
+                meter,
+                max_num_passes=config.num_passes_allowed,
+                min_backlog=config.max_num_requests,
+            )
+            self._waiting = WaitingQueue(config, lambda request: meter.phase(request.sequence))
+        if config.step_time_target_ms is not None:
+            self._pace = Pace(
+                forecast.cost_model,
+                meter,
+                target_s=config.step_time_target_ms / 1000,
+                block_size=self.kv_cache.block_size,
+                max_num_tokens=config.max_num_step_tokens,
+            )
+
     # --- arrival and end ---------------------------------------------------------------------
 
     def check_fits(self, request: Request) -> None:
@@ -88,36 +124,7 @@ class Scheduler:
                 computed in one step does not fit into a step.
             RequestError: it has more sequences than may run.
         """
-        if request.num_prompt_tokens < 1:
-            raise PromptError("the prompt must have at least 1 token, got 0")
-        cache = self.kv_cache
-        num_blocks = cache.blocks_for(request.max_num_tokens)
-        what = f"{request.max_num_tokens} tokens (prompt and max_tokens)"
-        if request.num_companions:
-            size = request.max_num_companion_tokens
-            num_blocks += request.num_companions * cache.blocks_for(size)
-            what += f" and {request.num_companions} x {size} of guidance"
-        if num_blocks > cache.num_blocks:
-            raise PromptError(
-                f"{what} need {num_blocks} KV blocks of {cache.block_size} tokens, but the KV "
-                f"cache has {cache.num_blocks}"
-            )
-        whole = request.num_prompt_tokens
-        if request.num_tokens == whole:  # the step that ends the prompt samples, so it needs all
-            whole += sum(companion.num_tokens for companion in request.companions)
-        limit = self._config.max_num_step_tokens
-        if prompt_must_be_whole(request) and whole > limit:
-            raise PromptError(
-                f"prompt_routing {RoutingPolicy.EXPERT_CHOICE} computes the prompt in one step "
-                f"of at most {limit} tokens (max_num_step_tokens), got {whole}"
-            )
-        for name in ("max_num_requests", "max_num_step_tokens"):
-            if request.num_sequences > (limit := getattr(self._config, name)):
-                raise RequestError(
-                    f"guidance makes {request.num_sequences} sequences of one answer, but at most "
-                    f"{limit} may run ({name})",
-                    param="guidance_scale",
-                )
+        check_fits(request, self._config, self.kv_cache)
 
     def check_submission(self, num_requests: int, num_tokens: int) -> None:
         """Raises RequestError when not even an empty queue takes it. Safe on any thread."""
@@ -183,9 +190,8 @@ class Scheduler:
             ahead: requests with a token that is still being sampled which may compute it
                 nevertheless; the others of that kind are left out.
         """
-        step = StepDraft(self._config.max_num_step_tokens)
         if not self._is_sorted:
-            running = sorted(self._running.values(), key=_age)
+            running = sorted(self._running.values(), key=age)
             self._running = {request.request_id: request for request in running}
             self._is_sorted = True
         missing = [
@@ -193,7 +199,11 @@ class Scheduler:
             for request in self._running.values()
             if not request.num_pending_tokens or request.request_id in ahead
         ]
-        shares = share_budget(missing, step.budget)
+        limit = budget = self._config.max_num_step_tokens
+        if self._pace is not None:
+            budget = self._pace.budget(missing, self._waiting.peek())
+        step = StepDraft(budget, limit)
+        shares = share_budget(missing, budget)
         for (request, num_missed), share in zip(missing, shares, strict=True):
             if request.status is not RequestStatus.RUNNING:
                 continue  # preempted by an older one
@@ -208,7 +218,7 @@ class Scheduler:
         self._start_followers(step)
         if not step.num_preemptions:
             self._start_waiting(step)
-        plan = step.plan()
+        plan = step.plan() if self._forecast is None else step.plan(*self._forecast.of(step))
         if plan.sequences:
             self._in_flight.append(list(step.requests))
         return plan
@@ -260,7 +270,7 @@ class Scheduler:
         counts = split(request, share)
         if counts is None:
             return
-        while not self._fits(request, counts):
+        while not can_grow(request, counts, self.kv_cache):
             victim = self._victim(request)
             self._preempt(victim)
             step.num_preemptions += 1
@@ -269,15 +279,15 @@ class Scheduler:
         self._plan(request, counts, step)
 
     def _start_waiting(self, step: StepDraft) -> None:
-        """Starts waiting requests, oldest first, while there are slots, tokens and blocks."""
+        """Starts waiting requests, one by one, while there are slots, tokens and blocks."""
         while step.budget > 0:
-            request = self._waiting.peek()
+            request = self._admission.next(self._waiting, self._running.values())
             if request is None or request.num_pending_tokens:
                 return  # nobody waits, or one that was preempted with a token in flight
             if self._num_sequences + request.num_sequences > self._max_sequences:
                 return
             num_hits = self._take_hits(request)
-            counts = split(request, step.budget)
+            counts = split(request, step.share_for(request))
             is_careful = request.num_preemptions >= MAX_PREEMPTIONS
             if counts is None or not self._has_room(request, is_careful):
                 self._release(request)
@@ -306,14 +316,7 @@ class Scheduler:
 
         A request that just fits would be preempted as soon as another grows.
         """
-        new_blocks = self.kv_cache.num_new_blocks
-        num_tokens = request.max_num_tokens if whole_course else request.num_tokens + 1
-        needed = new_blocks(request.sequence, min(num_tokens, request.max_num_tokens))
-        # Room for its companions is kept even while it has none.
-        size = request.max_num_companion_tokens
-        needed += sum(new_blocks(companion, size) for companion in request.companions)
-        num_absent = request.num_companions - len(request.companions)
-        needed += num_absent * self.kv_cache.blocks_for(size)
+        needed = num_blocks_to_start(request, self.kv_cache, whole_course=whole_course)
         if self._running:
             needed += self._num_sequences
         return needed <= self.kv_cache.num_free_blocks
@@ -345,9 +348,8 @@ class Scheduler:
         num_companion_tokens = sum(c.num_tokens for c in follower.companions)
         blocks_for = self.kv_cache.blocks_for
         num_companion_blocks = sum(blocks_for(c.num_tokens) for c in follower.companions)
-        oldest = self._waiting.peek()
         if (
-            (oldest is not None and _age(oldest) < _age(follower))
+            not self._admission.may_fork(follower, self._waiting)
             or self._num_sequences + follower.num_sequences > self._max_sequences
             or num_companion_tokens > step.budget
             or num_companion_blocks > self.kv_cache.num_free_blocks
@@ -380,14 +382,6 @@ class Scheduler:
     def _reads_cache(self, request: Request) -> bool:
         is_shared = self.kv_cache.prefix_caching and request.sequence.root_key is not None
         return is_shared and request.params.prompt_logprobs is None
-
-    def _fits(self, request: Request, counts: Sequence[int]) -> bool:
-        needed = sum(
-            self.kv_cache.num_new_blocks(sequence, sequence.num_computed_tokens + count)
-            for sequence, count in zip((request.sequence, *request.companions), counts, strict=True)
-            if count
-        )
-        return needed <= self.kv_cache.num_free_blocks
 
     def _victim(self, request: Request) -> Request:
         """Who gives up blocks for a running request: the youngest one after it, else itself.
@@ -423,8 +417,9 @@ class Scheduler:
 
     def _start(self, request: Request) -> None:
         self._waiting.remove(request)
+        self._waiting.count_passes(request)
         youngest = next(reversed(self._running.values()), None)
-        if youngest is not None and _age(request) < _age(youngest):
+        if youngest is not None and age(request) < age(youngest):
             self._is_sorted = False
         self._running[request.request_id] = request
         self._num_sequences += request.num_sequences
@@ -468,10 +463,6 @@ class Scheduler:
             for request in self._running.values()
             for sequence in (request.sequence, *request.companions)
         )
-
-
-def _age(request: Request) -> tuple[int, int]:
-    return request.params.priority, request.arrival_order
 
 
 def _check_goes_on(request: Request) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from momaserve.config import RoutingPolicy
+from momaserve.core.load import LoadMeter, StepLoad
 from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.request import Request, TokenSequence
 
@@ -10,9 +13,17 @@ from momaserve.request import Request, TokenSequence
 class StepDraft:
     """What is planned so far, and the tokens that are left."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, limit: int) -> None:
+        """
+        Args:
+            budget: tokens that the step should have, chosen for the time that they take.
+            limit: tokens that it may have.
+        """
+        assert budget <= limit, (budget, limit)
         self.budget = budget
-        self.room = budget
+        """Tokens left; below 0 after a prompt that must be whole and is longer."""
+        self._first_budget = budget
+        self._limit = limit
         self.requests: dict[Request, None] = {}
         """Every request of the step, once."""
         self.sequences: list[PlannedSequence] = []
@@ -34,17 +45,54 @@ class StepDraft:
         )
         self.budget -= count
 
-    def plan(self) -> StepPlan:
+    @property
+    def num_tokens(self) -> int:
+        """Tokens taken so far."""
+        return self._first_budget - self.budget
+
+    def share_for(self, request: Request) -> int:
+        """Tokens that a request may take which starts now."""
+        return self._limit - self.num_tokens if prompt_must_be_whole(request) else self.budget
+
+    def plan(self, load: StepLoad | None = None, predicted_s: float | None = None) -> StepPlan:
+        """
+        Args:
+            load: of this step (`measured_by`), if its time is predicted.
+        """
         return StepPlan(
             sequences=tuple(self.sequences),
             samples=tuple(self.samples),
             forks=self.forks,
             copies=tuple(self.copies),
-            num_tokens=self.room - self.budget,
+            num_tokens=self.num_tokens,
+            load=load,
+            predicted_s=predicted_s,
             num_preemptions=self.num_preemptions,
             num_cache_queries=self.num_cache_queries,
             num_cache_hits=self.num_cache_hits,
         )
+
+    def measured_by(self, meter: LoadMeter) -> StepLoad:
+        """The load of what is planned so far."""
+        requests = {request.request_id: request for request in self.requests}
+        num_rows = sum(1 + len(requests[name].companions) for name in self.samples)
+        parts: list[tuple[TokenSequence, int, int]] = []
+        for name, index, start, count, _ in self.sequences:
+            request = requests[name]
+            sequence = request.sequence if index == OWN else request.companions[index]
+            parts.append((sequence, start, count))
+            if request.params.prompt_logprobs is not None and index == OWN:
+                num_rows += max(0, min(count, request.num_prompt_tokens - start))
+        return meter.measure(parts, num_rows)
+
+
+def token_parts(
+    request: Request, counts: Sequence[int]
+) -> Iterator[tuple[TokenSequence, int, int]]:
+    """(sequence, its first new token, count) of a request's sequences, its own first."""
+    sequences = (request.sequence, *request.companions)
+    for sequence, count in zip(sequences, counts, strict=True):
+        yield sequence, sequence.num_computed_tokens, count
 
 
 def share_budget(missing: list[tuple[Request, int]], budget: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from momaserve.config import SchedulerConfig
 from momaserve.errors import QueueFullError, RequestError
@@ -10,6 +11,14 @@ from momaserve.request import Request
 
 RETRY_AFTER_S = 1
 """What a refused client is told to wait: a running request may end with any step."""
+
+_PREEMPTED = -1
+"""The lane of all requests that were started before."""
+
+
+def age(request: Request) -> tuple[int, int]:
+    """Smaller is older."""
+    return request.params.priority, request.arrival_order
 
 
 class WaitingQueue:
@@ -22,12 +31,23 @@ class WaitingQueue:
     Requests that were preempted come back with the order they arrived in, so they are ahead of
     whoever came later, and are not counted as queued: no cap may turn them away.
 
-    Costs O(log n) per request.
+    New requests may stand in lanes, by a number that does not change while they wait; there is
+    an oldest one in each, besides the oldest of all. Whoever starts before an older one of
+    another lane passes it, and that is counted (`Request.num_passes`).
+
+    Costs O(log n) per request, and O(n) per request that passes others.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(
+        self, config: SchedulerConfig, lane_of: Callable[[Request], int] | None = None
+    ) -> None:
+        """
+        Args:
+            lane_of: numbers from 0 on; None puts all new requests into one lane.
+        """
         self._config = config
-        self._heap: list[tuple[int, int, Request]] = []
+        self._lane_of = lane_of
+        self._lanes: dict[int, list[tuple[int, int, Request]]] = {}
         self._queued: dict[str, Request] = {}
         self._followers: dict[str, dict[str, Request]] = {}
         self._preempted: set[str] = set()
@@ -99,20 +119,45 @@ class WaitingQueue:
         self._push(request)
 
     def peek(self) -> Request | None:
-        """Who is next; it stays in the queue."""
-        heap = self._heap
-        while heap and not self._is_queued(heap[0][2]):
+        """Who is next by age; it stays in the queue."""
+        heads = [head for lane in self._lanes if (head := self.peek_lane(lane)) is not None]
+        return min(heads, key=age, default=None)
+
+    def peek_lane(self, lane: int) -> Request | None:
+        """The oldest new request of a lane."""
+        heap = self._lanes.get(lane)
+        while heap and not self._stands_in(heap[0][2], lane):
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
+    def peek_preempted(self) -> Request | None:
+        """The oldest request that was preempted."""
+        return self.peek_lane(_PREEMPTED)
+
+    def is_preempted(self, request: Request) -> bool:
+        """Whether a waiting request has been started before."""
+        return request.request_id in self._preempted
+
+    def count_passes(self, request: Request) -> None:
+        """Takes note that a request starts before older ones of its priority, if any wait."""
+        for lane, heap in self._lanes.items():
+            head = self.peek_lane(lane)
+            if lane == _PREEMPTED or head is None or age(head) > age(request):
+                continue
+            for _, _, other in heap:
+                if age(other) < age(request) and self._stands_in(other, lane):
+                    other.num_passes += 1
+
     def remove(self, request: Request) -> None:
         """Lets a waiting request go, because it starts or because it ends."""
+        lane = self._lane(request)
         del self._queued[request.request_id]
-        if self._heap and self._heap[0][2] is request:
-            heapq.heappop(self._heap)
-        elif len(self._heap) > 64 + 2 * len(self._queued):  # others go when they are many
-            self._heap = [entry for entry in self._heap if self._is_queued(entry[2])]
-            heapq.heapify(self._heap)
+        heap = self._lanes.get(lane, [])
+        if heap and heap[0][2] is request:
+            heapq.heappop(heap)
+        elif len(heap) > 64 + 2 * len(self._queued):  # others go when they are many
+            self._lanes[lane] = [entry for entry in heap if self._stands_in(entry[2], lane)]
+            heapq.heapify(self._lanes[lane])
         if request.request_id in self._preempted:
             self._preempted.remove(request.request_id)
         else:
@@ -152,7 +197,12 @@ class WaitingQueue:
 
     def check(self) -> None:
         """Recounts: every waiting request is offered once, or stands behind its leader."""
-        offered = [entry[2].request_id for entry in self._heap if self._is_queued(entry[2])]
+        offered = [
+            entry[2].request_id
+            for lane, heap in self._lanes.items()
+            for entry in heap
+            if self._stands_in(entry[2], lane)
+        ]
         behind = [name for group in self._followers.values() for name in group]
         assert sorted({*offered, *behind}) == sorted(self._queued), "a waiting request is lost"
         assert not set(offered) & set(behind), "a follower is offered before its leader"
@@ -161,9 +211,17 @@ class WaitingQueue:
             r.num_prompt_tokens for n, r in self._queued.items() if n not in self._preempted
         )
 
-    def _is_queued(self, request: Request) -> bool:
-        return self._queued.get(request.request_id) is request
+    def _lane(self, request: Request) -> int:
+        if request.request_id in self._preempted:
+            return _PREEMPTED
+        return 0 if self._lane_of is None else self._lane_of(request)
+
+    def _stands_in(self, request: Request, lane: int) -> bool:
+        """Whether an entry of a lane's heap still counts; those of old stays are left behind."""
+        return self._queued.get(request.request_id) is request and (
+            (request.request_id in self._preempted) == (lane == _PREEMPTED)
+        )
 
     def _push(self, request: Request) -> None:
         entry = (request.params.priority, request.arrival_order, request)
-        heapq.heappush(self._heap, entry)
+        heapq.heappush(self._lanes.setdefault(self._lane(request), []), entry)

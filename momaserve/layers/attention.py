@@ -61,6 +61,7 @@ class SelfAttention(nn.Module):
         self, layer: int, x: Tensor, angles: Tensor, taken: Tensor | None, batch: ForwardBatch
     ) -> Tensor:
         """x [T, D] -> [T, D]."""
+        assert batch.attention is not None
         q, k, v = self.project(x, angles)
         out: Tensor = self.o_proj(batch.attention(layer, q, k, v, taken).flatten(1))
         return out

@@ -97,5 +97,6 @@ class ForwardBatch:
     modalities: frozenset[Modality]
     """Modalities that occur, known on the host: groups without tokens are not run."""
     routing: RoutingPlan
-    attention: Attention
+    attention: Attention | None = None
+    """None where a backend brings its own."""
     observer: RoutingObserver | None = None

@@ -33,7 +33,7 @@ from momaserve.router_lab.studies.policies import study_policies
 from momaserve.router_lab.studies.shift import study_shift
 from momaserve.router_lab.studies.thresholds import study_thresholds
 from momaserve.router_lab.study import Settings, Study
-from momaserve.training.commands.common import set_threads
+from momaserve.training.commands.common import set_up
 from momaserve.training.run import write_atomically
 
 _STUDIES: Mapping[str, Callable[[Study], dict[str, Any]]] = dict(
@@ -52,7 +52,6 @@ _STUDIES: Mapping[str, Callable[[Study], dict[str, Any]]] = dict(
 )
 _QUICK = Settings(batches=4, bootstrap=200, samples=16, fit_steps=60, quick=True)
 _AT_LEAST = {"batches": 1, "bootstrap": 20, "samples": 1, "fit_steps": 1, "seed": 0}
-_CPU = torch.device("cpu")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: settings that cannot work.
         CheckpointError, DataError: a checkpoint or data that cannot be read, or no routers in it.
     """
-    set_threads(args)
+    device = set_up(args)
     settings = settings_of(args)
     checkpoint, out = args.checkpoint, args.out
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is no checkpoint directory")
     if out.resolve() == checkpoint.resolve():
         raise ConfigError("--out must not be the checkpoint, which stays as it is")
-    lab = _lab(checkpoint, settings.seed)
+    lab = _lab(checkpoint, settings.seed, device)
     if not lab.routers:
         raise DataError("this model has no routers to report on: it has one expert per group")
     out.mkdir(parents=True, exist_ok=True)
@@ -90,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         bootstrap=Bootstrap(settings.bootstrap, settings.seed),
         progress=progress,
-        baseline=_baseline(args.baseline, data, settings.seed),
+        baseline=_baseline(args.baseline, data, settings.seed, device),
     )
-    store, depends_on = Store(out), _dependencies(args, data, settings)
+    store, depends_on = Store(out), _dependencies(args, data, settings, device)
     parts: dict[str, Any] = {}
     for name in PARTS:
         found = store.load(name, depends_on[name])
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             "checkpoint": _about(checkpoint, data.config),
             "data": {"source": args.data, "summary": data.summary},
             "settings": asdict(settings),
-            "machine": machine(),
+            "machine": machine() | {"device": device.type},
             "findings": findings(parts),
             "parts": parts,
         }
@@ -135,15 +134,17 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return replace(_QUICK if args.quick else Settings(), **given)
 
 
-def _lab(checkpoint: Path, seed: int) -> Lab:
+def _lab(checkpoint: Path, seed: int, device: torch.device) -> Lab:
     config = ModelConfig.load(checkpoint)
-    return Lab(load_model(checkpoint, config, dtype=torch.float32, device=_CPU), seed)
+    return Lab(load_model(checkpoint, config, dtype=torch.float32, device=device), seed)
 
 
-def _baseline(checkpoint: Path | None, data: LabData, seed: int) -> Lab | None:
+def _baseline(
+    checkpoint: Path | None, data: LabData, seed: int, device: torch.device
+) -> Lab | None:
     if checkpoint is None:
         return None
-    found = _lab(checkpoint, seed)
+    found = _lab(checkpoint, seed, device)
     theirs = found.model.config
     if (theirs.vocab_size, theirs.image) != (data.config.vocab_size, data.config.image):
         raise ConfigError(f"--baseline {checkpoint} has other tokens than the checkpoint")
@@ -151,14 +152,20 @@ def _baseline(checkpoint: Path | None, data: LabData, seed: int) -> Lab | None:
 
 
 def _dependencies(
-    args: argparse.Namespace, data: LabData, settings: Settings
+    args: argparse.Namespace, data: LabData, settings: Settings, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """What each part is a function of; threads are left out, they only move last digits."""
+    """What each part is a function of; threads are left out, they only move last digits.
+
+    A device moves decisions too, so parts of two are not mixed; the CPU goes without saying, as in
+    reports that were begun when there was no other.
+    """
     common = {
         "checkpoint": _fingerprint(args.checkpoint),
         "data": data.fingerprint(),
         **{name: getattr(settings, name) for name in ("batches", "bootstrap", "seed", "quick")},
     }
+    if device.type != "cpu":
+        common["device"] = device.type
     baseline = None if args.baseline is None else _fingerprint(args.baseline)
     own: dict[str, dict[str, Any]] = {
         "noise": {"baseline": baseline},

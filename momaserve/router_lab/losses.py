@@ -30,10 +30,16 @@ def documents_of_tokens(rows: PackedRows) -> Tensor:
     return torch.arange(len(rows.token_ids), device=rows.token_ids.device).repeat_interleave(size)
 
 
-def document_losses(model: MomaModel, rows: PackedRows, batch: ForwardBatch) -> Sums:
-    """[D, 4]: nat of text and of image tokens, then how many of each, for every document."""
+def document_losses(
+    model: MomaModel, rows: PackedRows, batch: ForwardBatch, *, max_rows: int | None = None
+) -> Sums:
+    """[D, 4]: nat of text and of image tokens, then how many of each, for every document.
+
+    Args:
+        max_rows: see `token_losses`.
+    """
     documents = documents_of_tokens(rows)
-    losses, is_image = token_losses(model, rows, batch)
+    losses, is_image = token_losses(model, rows, batch, max_rows=max_rows)
     losses = losses.detach()
     owner = documents[rows.targets.flatten() >= 0]
     sums = torch.zeros(max(0, int(documents.max()) + 1), 4, dtype=torch.float64)

@@ -75,4 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of rows, noise, resamples and answers (default: 0)"
     )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="where to compute; auto is a GPU if there is one (default: auto)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: all)")

@@ -40,6 +40,10 @@ class Lab:
         self.seed = seed
 
     @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.device
+
+    @property
     def routers(self) -> dict[str, Router]:
         return named_routers(self.model)
 
@@ -56,7 +60,7 @@ class Lab:
             number: of the batch, which seeds what is random in the policy.
             with_scores: also record the auxiliary routers' logits.
         """
-        routers = self.routers
+        rows, routers = rows.to(self.device), self.routers
         recorder = Recorder(rows, routers if with_scores else None)
         batch: ForwardBatch = forward_batch(self.model.config, rows, policy.base, recorder)
         plan = prompt_scoped(batch.routing, rows) if policy.is_prompt_scoped else batch.routing

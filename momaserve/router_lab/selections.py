@@ -64,7 +64,7 @@ class Seen:
 
 
 class Recorder:
-    """A `RoutingObserver` that keeps every selection of a pass, by router."""
+    """A `RoutingObserver` that keeps every selection of a pass, by router, in host memory."""
 
     def __init__(self, rows: PackedRows, scored_by: Mapping[str, Router] | None = None) -> None:
         """`scored_by`: routers whose auxiliary logits are recorded too."""
@@ -85,8 +85,17 @@ class Recorder:
     ) -> None:
         real = eligible & self._real
         router = self._routers.get(site)
-        aux = None if router is None or router.aux is None else router.aux(x)
-        self.sites[site] = Seen(logits, real, selected & real.unsqueeze(1), aux)
+        aux = None if router is None or router.aux is None else router.aux(x).cpu()
+        chosen = selected & real.unsqueeze(1)
+        self.sites[site] = Seen(logits.cpu(), real.cpu(), chosen.cpu(), aux)
+
+
+def decided(
+    sites: Mapping[str, Seen], routers: Mapping[str, Router], policy: RoutingPolicy
+) -> dict[str, Seen]:
+    """What a policy decides from the hidden states of a pass; {} where the model cannot."""
+    found = {name: seen.decided_by(policy, routers[name]) for name, seen in sites.items()}
+    return {name: seen for name, seen in found.items() if seen is not None}
 
 
 def mean_selected(sites: Mapping[str, Seen]) -> dict[str, tuple[int, int]]:
@@ -130,7 +139,7 @@ class SelectionCounts:
         Where the two passes differ in which tokens a depth-routed layer took, a token that only
         one of them decided on counts as selected by no expert in the other.
         """
-        owner = documents_of_tokens(rows)
+        owner = documents_of_tokens(rows).cpu()
         num_documents = max(0, int(owner.max()) + 1)
         here: dict[str, Sums] = {}
         for site, theirs in given.items():
@@ -147,7 +156,7 @@ class SelectionCounts:
             masses = (weight_a[a].sum(), weight_a[a & ~b].sum(), weight_b[b & ~a].sum())
             counts.mass += np.array([float(mass) for mass in masses])
             sums = torch.zeros(num_documents, 4, dtype=torch.float64)
-            sums.index_add_(0, owner[eligible].cpu(), cells.sum(1).double().cpu())
+            sums.index_add_(0, owner[eligible], cells.sum(1).double())
             kind = kind_of(site)
             here[kind] = here.get(kind, np.zeros((num_documents, 4))) + sums.numpy()
         for kind, sums_of_kind in here.items():

@@ -12,7 +12,7 @@ from momaserve.config import RoutingPolicy
 from momaserve.router_lab.passes import Lab, Pass
 from momaserve.router_lab.policies import Policy
 from momaserve.router_lab.progress import Progress
-from momaserve.router_lab.selections import Seen, mean_selected
+from momaserve.router_lab.selections import Seen, decided, mean_selected
 from momaserve.router_lab.source import LabData
 from momaserve.router_lab.statistics import Bootstrap, Sums
 from momaserve.training.packing import PackedRows
@@ -68,9 +68,7 @@ class Study:
 
     def decided(self, sites: Mapping[str, Seen], policy: RoutingPolicy) -> dict[str, Seen]:
         """What a policy decides from the hidden states of a pass; {} where the model cannot."""
-        routers = self.lab.routers
-        found = {name: seen.decided_by(policy, routers[name]) for name, seen in sites.items()}
-        return {name: seen for name, seen in found.items() if seen is not None}
+        return decided(sites, self.lab.routers, policy)
 
     @property
     def kinds(self) -> list[str]:

@@ -13,8 +13,6 @@ from momaserve.layers.batch import POLICY_CODES, ForwardBatch, RoutingObserver, 
 from momaserve.modality import Modality
 from momaserve.models.config import ModelConfig
 from momaserve.request import Request, TokenSequence
-from momaserve.runner.kv_storage import KVStorage
-from momaserve.runner.paged_attention import PagedAttention
 
 
 def sequence_of(planned: PlannedSequence, requests: Mapping[str, Request]) -> TokenSequence:
@@ -27,7 +25,7 @@ def build_batch(
     plan: StepPlan,
     requests: Mapping[str, Request],
     config: ModelConfig,
-    storage: KVStorage,
+    device: torch.device,
     observer: RoutingObserver | None,
     sampling: Mapping[str, Tensor] | None = None,
 ) -> ForwardBatch:
@@ -68,7 +66,6 @@ def build_batch(
             present.add(sequence.routing)
         segments += [scope] * num_prompt + [-1] * num_generated
     modality = _modalities(token_ids, config)
-    device = storage.k.device
     ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
     kinds = torch.tensor(modality, dtype=torch.int8, device=device)
     modalities = frozenset(Modality(m) for m in set(modality))
@@ -88,7 +85,6 @@ def build_batch(
             segments=torch.tensor(segments, dtype=torch.int64, device=device),
             num_segments=num_segments,
         ),
-        attention=PagedAttention(plan, storage),
         observer=observer,
     )
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.models.config import ModelConfig
-from momaserve.models.moma import MomaModel
 from momaserve.outputs import TokenLogprob, TokenRouting
 from momaserve.request import Request
+from momaserve.runner.backends import Backend
 from momaserve.runner.inputs import build_batch
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.routing_recorder import (
@@ -131,10 +131,13 @@ class RunningStep:
 
 
 class Runner:
-    """Owns the model, the KV memory and the sampler."""
+    """Owns the backend, the KV memory and the sampler."""
 
-    def __init__(self, model: MomaModel, storage: KVStorage, sampler: Sampler) -> None:
-        self.model = model
+    def __init__(
+        self, config: ModelConfig, backend: Backend, storage: KVStorage, sampler: Sampler
+    ) -> None:
+        self._config = config
+        self._backend = backend
         self.storage = storage
         self._sampler = sampler
 
@@ -164,13 +167,13 @@ class Runner:
         batch = build_batch(
             plan,
             requests,
-            self.model.config,
-            self.storage,
+            self._config,
+            self.storage.k.device,
             recorder,
             None if after is None else after.sampling,
         )
-        hidden = self.model(batch)  # [T, D]
-        step = RunningStep(tuple(rows), recorder, self.model.config)
+        hidden = self._backend.forward(plan, batch)  # [T, D]
+        step = RunningStep(tuple(rows), recorder, self._config)
         traced_rows: list[int] = []
         last_row: dict[tuple[str, int], int] = {}
         row = 0
@@ -208,7 +211,7 @@ class Runner:
             for index, (name, row) in enumerate(rows.items())
             for companion in range(len(requests[name].companions))
         ]
-        all_logits = self.model.logits(hidden[own + [row for _, row, _ in guided]])
+        all_logits = self._backend.logits(hidden[own + [row for _, row, _ in guided]])
         logits = all_logits[: len(own)]
         combined = guide(logits, all_logits[len(own) :], guided)
         is_finite = combined.isfinite().all(-1)
@@ -233,7 +236,7 @@ class Runner:
         tables: list[_Table] = []
         for first in range(0, len(targets), _HEAD_ROWS):
             wanted = targets[first : first + _HEAD_ROWS]
-            logits = self.model.logits(hidden[first : first + len(wanted)])
+            logits = self._backend.logits(hidden[first : first + len(wanted)])
             tables.append(_Table.of(logits, wanted, request.params.prompt_logprobs or 0))
         return tables
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from momaserve.config import RoutingPolicy
 from momaserve.layers.batch import (
     POLICY_CODES,
+    Attention,
     ForwardBatch,
     RouterNoise,
     RoutingObserver,
@@ -29,8 +30,13 @@ def forward_batch(
     policy: RoutingPolicy = RoutingPolicy.EXPERT_CHOICE,
     observer: RoutingObserver | None = None,
     noise: RouterNoise | None = None,
+    attention: Attention | None = None,
 ) -> ForwardBatch:
-    """A batch of packed rows routed by one policy; the scope of expert choice is the batch."""
+    """A batch of packed rows routed by one policy; the scope of expert choice is the batch.
+
+    Args:
+        attention: within documents; None is `PackedAttention`.
+    """
     token_ids = rows.token_ids.flatten()
     modality = modalities_of(config, token_ids)
     segments = torch.where(rows.is_padding.flatten(), -1, 0)
@@ -46,7 +52,7 @@ def forward_batch(
             num_segments=1,
             noise=noise,
         ),
-        attention=PackedAttention(rows),
+        attention=PackedAttention(rows) if attention is None else attention,
         observer=observer,
     )
 
@@ -61,13 +67,25 @@ def modalities_of(config: ModelConfig, token_ids: Tensor) -> Tensor:
     return modality
 
 
-def token_losses(model: MomaModel, rows: PackedRows, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-    """Losses in nat of the learnt tokens and whether each is an image token: two [M] tensors."""
+def token_losses(
+    model: MomaModel, rows: PackedRows, batch: ForwardBatch, *, max_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses in nat of the learnt tokens and whether each is an image token: two [M] tensors.
+
+    Args:
+        max_rows: most tokens whose logits are held at a time; None is all of them.
+    """
     targets = rows.targets.flatten()
     learnt = (targets >= 0).nonzero().squeeze(1)
     hidden = model(batch)[learnt]
     wanted = targets[learnt]
-    loss = F.cross_entropy(model.logits(hidden), wanted, reduction="none")
+    size = max(1, len(wanted)) if max_rows is None else max_rows
+    loss = torch.cat(
+        [
+            F.cross_entropy(model.logits(part), mine, reduction="none")
+            for part, mine in zip(torch.split(hidden, size), torch.split(wanted, size), strict=True)
+        ]
+    )
     return loss, modalities_of(model.config, wanted) == int(Modality.IMAGE)
 
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from momaserve import __version__
 from momaserve.async_engine import AsyncEngine
+from momaserve.router_lab.shadow.shadow_eval import ShadowEval
 from momaserve_server import (
     routes_chat,
     routes_completions,
@@ -36,6 +37,7 @@ from momaserve_server.schemas_completions import CompletionRequest
 from momaserve_server.schemas_images import ImageRequest
 from momaserve_server.schemas_tokens import DetokenizeRequest, TokenizeRequest
 from momaserve_server.settings import ServerSettings
+from momaserve_server.shadow_metrics import ShadowCollector
 from momaserve_server.workers import Workers
 
 ROUTES = (
@@ -68,6 +70,7 @@ def create_app(
     *,
     metrics: ServerMetrics,
     listeners: Sequence[Callable[[RequestRecord], None]] = (),
+    shadow_eval: ShadowEval | None = None,
 ) -> FastAPI:
     """The application over one engine.
 
@@ -77,17 +80,24 @@ def create_app(
     Args:
         metrics: the listener that `async_engine` was built with.
         listeners: are told of each HTTP request at its end.
+        shadow_eval: scores finished requests; starts and stops with the engine.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        if shadow_eval is not None:
+            shadow_eval.start()
         async_engine.start()
         yield
+        if shadow_eval is not None:
+            await anyio.to_thread.run_sync(shadow_eval.close)
         await async_engine.drain(settings.drain_timeout_s)
         await anyio.to_thread.run_sync(async_engine.close)
         if fetcher is not None:
             await fetcher.aclose()
 
+    if shadow_eval is not None:
+        metrics.registry.register(ShadowCollector(shadow_eval.totals))
     fetcher: ImageFetcher | None = None
     if settings.allow_image_hosts:
         fetcher = ImageFetcher(
@@ -110,6 +120,7 @@ def create_app(
         model_name=settings.served_model_name or async_engine.engine.model_name,
         created_s=int(time.time()),
         fetcher=fetcher,
+        shadow_eval=shadow_eval,
     )
     add_middleware(app, settings, listeners)
     install_error_handlers(app)

@@ -48,7 +48,14 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         choices=("auto", "cpu", "cuda"),
         help="where the model runs",
     ),
-    Option(flag="--threads", owner=EngineConfig, help="CPU threads of torch", unset="torch's own"),
+    Option(
+        flag="--backend",
+        owner=EngineConfig,
+        type=str,
+        choices=("auto", "cpu", "reference"),
+        help="who computes: compiled CPU kernels, or plain torch; auto takes what is fastest here",
+    ),
+    Option(flag="--threads", owner=EngineConfig, help="CPU threads", unset="torch's own"),
     Option(
         flag="--plan-ahead",
         owner=EngineConfig,
@@ -224,6 +231,14 @@ SERVER_OPTIONS: tuple[Option, ...] = (
         owner=ServerSettings,
         type=str,
         help="first word of all names in /metrics; vllm gives vLLM's own names",
+    ),
+    Option(
+        flag="--shadow-eval",
+        owner=ServerSettings,
+        type=float,
+        metavar="RATE",
+        help="share of finished requests, 0 to 1, whose token ids are kept in memory until their "
+        "routing was compared with expert choice, beside the engine; see /v1/router",
     ),
     Option(
         flag="--otlp-traces-endpoint",

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from momaserve.async_engine import AsyncEngine
 from momaserve.errors import DrainingError
+from momaserve.router_lab.shadow.shadow_eval import ShadowEval
 from momaserve_server.errors import ModelNotFoundError, NotReadyError
 from momaserve_server.fetch import ImageFetcher
 from momaserve_server.metrics import ServerMetrics
@@ -25,6 +26,8 @@ class ServerContext:
     model_name: str
     fetcher: ImageFetcher | None = None
     """None where the operator allows no host."""
+    shadow_eval: ShadowEval | None = None
+    """None unless the operator asks for it."""
     running: RunningRequests = field(default_factory=RunningRequests)
     created_s: int
     """Unix time at which the server started; `created` of the model."""

@@ -135,6 +135,12 @@ MODEL: dict[str, Any] = {
     "defaults": Loose({"temperature": 0.2, "image_temperature": 0.5, "guidance_scale": 1.0}),
     "limits": Loose({"n": 16, "logprobs": 20}),
 }
+_AGREEMENT = {
+    "accuracy": Loose(0.953),
+    "precision": Loose(0.91),
+    "recall": Loose(0.902),
+    "f1": Loose(0.906),
+}
 ROUTER: dict[str, Any] = {
     "object": "router",
     "routing": "causal",
@@ -162,6 +168,33 @@ ROUTER: dict[str, Any] = {
         }
     ],
     "depth": [],
+    "shadow_eval": Loose(
+        {
+            "rate": 0.05,
+            "policy": "causal",
+            "since": 1767225600,
+            "num_requests": 41,
+            "num_waiting_tokens": 310,
+            "num_dropped": 0,
+            "num_failed": 0,
+            "tokens": {"text": 2210, "image": 5904},
+            "not_routed": [],
+            "window": {"num_tokens": 8114, "since": Loose(1767225660)},
+            "agreement": [
+                {
+                    "group": "text",
+                    **_AGREEMENT,
+                    "layers": [
+                        {"layer": 0, **_AGREEMENT, "experts": [{"expert": 0, **_AGREEMENT}]}
+                    ],
+                }
+            ],
+            "nll": {
+                "expert_choice": {"text": Loose(1.204), "image": Loose(3.118)},
+                "served": {"text": Loose(1.211), "image": Loose(3.125)},
+            },
+        }
+    ),
 }
 ABORTED: dict[str, Any] = {
     "id": "chatcmpl-8f14e45fceea167a5a36dedd4bea2543",

@@ -19,6 +19,7 @@ from momaserve_server.errors import GenerationFailedError, RequestAbortedError
 from momaserve_server.merge import merged
 from momaserve_server.request_record import current_record
 from momaserve_server.routing_report import RoutingReport
+from momaserve_server.shadow_tap import ShadowTap
 
 UNANSWERED = (None, FinishReason.TIMEOUT)
 """Finish reasons of outputs that are no answer unless they bring tokens."""
@@ -93,6 +94,7 @@ class Generation:
         self._request_id = ""
         self.counts = TokenCounts()
         self._record = current_record()
+        self._tap: ShadowTap | None = None
         self.has_timed_out = False
         """Whether `timeout_s` cut a choice off."""
 
@@ -112,6 +114,9 @@ class Generation:
         generation = cls(context, prompts, params)
         context.running.add(request_id, generation)
         generation._request_id = request_id
+        if context.shadow_eval is not None:
+            engine = context.async_engine.engine.config
+            generation._tap = ShadowTap(context.shadow_eval, engine, prompts, params, request_id)
         try:
             for number, prompt in enumerate(prompts):
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
@@ -205,6 +210,8 @@ class Generation:
             self._open.discard(index)
             self._record.end_choice(index, finish_reason)
             routing += report.finish()
+        if self._tap is not None:
+            self._tap.push(index, output.token_ids, is_last=finish_reason is not None)
         self.counts.completion_tokens += len(output.token_ids)
         self.counts.image_tokens += self._num_image_tokens(output.token_ids)
         return ChoiceDelta(

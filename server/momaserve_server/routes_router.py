@@ -1,4 +1,4 @@
-"""`GET /v1/router`: how much the experts have had to do since the server started."""
+"""`GET /v1/router`: what the experts had to do since the start, and how well routers chose them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from momaserve_server import examples
 from momaserve_server.context import context_of
 from momaserve_server.openapi import no_body
 from momaserve_server.routing_metrics import RoutingTotals
+from momaserve_server.shadow_report import shadow_report
 
 router = APIRouter()
 
@@ -30,6 +31,7 @@ async def get_router(request: Request) -> dict[str, Any]:
             {"layer": layer, "taken": taken, "skipped": skipped}
             for layer, (taken, skipped) in sorted(totals.depth_tokens.items())
         ],
+        "shadow_eval": None if context.shadow_eval is None else shadow_report(context.shadow_eval),
     }
 
 

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from momaserve_server.cli_options import engine_config, model_source, server_set
 from momaserve_server.logs import configure_logging
 from momaserve_server.metrics import ServerMetrics
 from momaserve_server.settings import ServerSettings
+from momaserve_server.shadow_tap import shadow_eval_of
 
 if TYPE_CHECKING:
     from momaserve_server.tracing import RequestTracer
@@ -106,6 +108,8 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
     # A stranger's picture must not write to our stderr, nor grow Python's registry of warnings.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     config = engine_config(args)
+    if settings.shadow_eval:  # it computes with the model itself, whatever the engine packs
+        config = replace(config, keep_weights=True)
     checkpoint = model_source(args)
     if settings.otlp_traces_endpoint is not None:
         _tracing()  # what is missing is told of at once
@@ -117,9 +121,12 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
         name = settings.served_model_name or engine.model_name
         metrics = ServerMetrics(settings.metrics_prefix, model_name=name)
         async_engine = AsyncEngine(engine, listener=metrics)
+        shadow_eval = shadow_eval_of(settings, async_engine)
         tracer = _tracer(settings, name)
         listeners = () if tracer is None else (tracer,)
-        app = create_app(async_engine, settings, metrics=metrics, listeners=listeners)
+        app = create_app(
+            async_engine, settings, metrics=metrics, listeners=listeners, shadow_eval=shadow_eval
+        )
         server = DrainingServer(
             uvicorn.Config(
                 app,

@@ -72,6 +72,8 @@ class ServerSettings:
     """Threads that tokenise, decode and render pictures beside the event loop."""
     metrics_prefix: str = "momaserve"
     """First word of every metric's name; "vllm" stands for vLLM's own names."""
+    shadow_eval: float = 0.0
+    """Share of finished requests whose routing is compared with expert choice; 0 is off."""
     otlp_traces_endpoint: str | None = None
     """URL that takes a span per request; None makes none."""
     log_format: str = "text"
@@ -89,6 +91,8 @@ class ServerSettings:
             raise ConfigError(
                 f"image_fetch_timeout_s must be above 0, got {self.image_fetch_timeout_s}"
             )
+        if not 0 <= self.shadow_eval <= 1:
+            raise ConfigError(f"shadow_eval must be between 0 and 1, got {self.shadow_eval}")
         if self.served_model_name is not None and not self.served_model_name.strip():
             raise ConfigError("served_model_name must not be empty")
         self._check_numbers()

@@ -111,7 +111,7 @@ def test_an_expert_choice_prompt_and_its_companion_s_come_together(
 
 
 def test_a_draft_becomes_a_plan() -> None:
-    draft = StepDraft(10)
+    draft = StepDraft(10, 10)
     draft.budget -= 4
     draft.sequences += [
         PlannedSequence("a", OWN, 2, 3, [5, 6]),
@@ -128,5 +128,5 @@ def test_a_draft_becomes_a_plan() -> None:
 
 
 def test_an_empty_plan_computes_nothing() -> None:
-    assert StepPlan() == StepDraft(5).plan()
+    assert StepPlan() == StepDraft(5, 5).plan()
     assert StepPlan().num_tokens == 0

@@ -28,19 +28,25 @@ def wanted(checkpoint: CheckpointFor, case: str, ids: list[int], policy: Policy)
     return [value for value in values[1:] if value is not None]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("policy", ["causal", "calibrated"])
 @pytest.mark.parametrize("case", CASES)
-def test_serving_policies(checkpoint_for: CheckpointFor, case: str, policy: Policy) -> None:
-    llm = LLM(checkpoint_for(case), dtype="float32", block_size=4)
+def test_serving_policies(
+    checkpoint_for: CheckpointFor, case: str, policy: Policy, backend: str
+) -> None:
+    llm = LLM(checkpoint_for(case), dtype="float32", block_size=4, backend=backend)
     config, _ = load_checkpoint(checkpoint_for(case))
     ids = sample_ids(config, 3)
     got = scored(llm, ids, routing=RoutingPolicy(policy))
     assert got == pytest.approx(wanted(checkpoint_for, case, ids, policy), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("case", CASES)
-def test_expert_choice_over_the_prompt(checkpoint_for: CheckpointFor, case: str) -> None:
-    llm = LLM(checkpoint_for(case), dtype="float32", block_size=4)
+def test_expert_choice_over_the_prompt(
+    checkpoint_for: CheckpointFor, case: str, backend: str
+) -> None:
+    llm = LLM(checkpoint_for(case), dtype="float32", block_size=4, backend=backend)
     config, _ = load_checkpoint(checkpoint_for(case))
     ids = sample_ids(config, 3)
     got = scored(llm, ids, prompt_routing=RoutingPolicy.EXPERT_CHOICE)

@@ -45,14 +45,18 @@ def test_work_is_of_every_kind(checkpoint_for: CheckpointFor, alone: Alone) -> N
     assert {str(a.finish_reason) for a in answers} == {"stop", "length"}
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("prefix_caching", [True, False])
 @pytest.mark.parametrize("case", SHAPES)
 def test_alone_equals_batched(
-    checkpoint_for: CheckpointFor, alone: Alone, case: str, prefix_caching: bool
+    checkpoint_for: CheckpointFor, alone: Alone, case: str, prefix_caching: bool, backend: str
 ) -> None:
+    """Also where they are computed by different backends."""
     asks = make_asks(checkpoint_for(case), 32)
     wanted = alone(case, asks)
-    engine = make_engine(checkpoint_for(case), prefix_caching=prefix_caching, max_num_requests=64)
+    engine = make_engine(
+        checkpoint_for(case), backend=backend, prefix_caching=prefix_caching, max_num_requests=64
+    )
     for first, stop in ((3, 4), (9, 16), (0, 32)):
         assert_all_equal(run(engine, asks[first:stop]), wanted[first:stop])
 

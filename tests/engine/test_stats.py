@@ -210,7 +210,7 @@ class Selections:
 def test_routing_counts_are_those_of_the_forward_pass(
     checkpoint_for: CheckpointFor, case: str
 ) -> None:
-    engine, recorder = listened(checkpoint_for, case, max_model_len=64)
+    engine, recorder = listened(checkpoint_for, case, max_model_len=64, keep_weights=True)
     prompt = [*WORDS, *PICTURE, 34, 35, *PICTURE, 36]
     submit(engine, "r", prompt, max_tokens=1, **TALKS)
     run_until_idle(engine)

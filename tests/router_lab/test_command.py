@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from momaserve.router_lab import command, plots
+from momaserve.router_lab import command, options, plots, source, store
 from momaserve.router_lab.options import DEFAULT_PARTS, PARTS
 from momaserve.router_lab.plots import style
 from momaserve_server.cli import main
@@ -28,7 +30,10 @@ layers = [1]
 capacity = 0.5
 aux_hidden_size = 8
 """
-QUICK = ("--quick", "--batches", "1", "--bootstrap", "20", "--fit-steps", "3", "--threads", "1")
+QUICK = (
+    *("--quick", "--batches", "1", "--bootstrap", "20", "--fit-steps", "3"),
+    *("--threads", "1", "--device", "cpu"),
+)
 
 
 def command_line(*words: object) -> int:
@@ -97,6 +102,7 @@ def test_the_report_has_what_the_page_documents(whole: tuple[Path, dict[str, Any
     assert report["checkpoint"]["depth_routing"] == {"layers": [1], "capacity": [0.5]}
     assert report["settings"]["seed"] == 0
     assert report["machine"]["torch"]
+    assert report["machine"]["device"] == "cpu"
     policies = report["parts"]["policies"]["splits"]
     assert list(policies) == ["train", "held_out"]
     found = policies["train"]
@@ -233,6 +239,47 @@ def test_another_seed_is_another_report(
     assert nll[0] != nll[1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
+def test_a_gpu_finds_the_same(
+    place: Place, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "draw_all", no_plots)
+    more = ("--parts", *PARTS, "--baseline", place.checkpoint, "--device", "cuda")
+    report = place.report(place.folder / "gpu", *more)
+    assert report["machine"]["device"] == "cuda"
+    for split, found in report["parts"]["policies"]["splits"].items():
+        wanted = whole[1]["parts"]["policies"]["splits"][split]
+        for policy in ("expert_choice", "causal", "calibrated"):
+            nll = [each["loss"][policy]["all"]["nll"]["value"] for each in (found, wanted)]
+            assert nll[0] == pytest.approx(nll[1], rel=0.01)
+
+
+def test_parts_of_another_device_are_not_taken_over(
+    place: Place, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    words = ["router-report", place.checkpoint, "--data", place.data, "--recipe", place.recipe]
+    words += ["--out", place.folder / "whole", *QUICK]
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    args = parser.parse_args([str(word) for word in words[1:]])
+    settings = command.settings_of(args)
+    data = source.open_source(
+        args.data,
+        args.recipe,
+        place.checkpoint,
+        args.out,
+        num_batches=settings.batches,
+        seed=settings.seed,
+    )
+    found = [
+        command._dependencies(args, data, settings, torch.device(name)) for name in ("cpu", "cuda")
+    ]
+    assert all(found[0][name] != found[1][name] for name in PARTS)
+    kept = store.Store(whole[0])
+    assert kept.load("policies", found[0]["policies"]) is not None
+    assert kept.load("policies", found[1]["policies"]) is None
+
+
 def test_without_matplotlib_there_are_tables(
     place: Place,
     whole: tuple[Path, dict[str, Any]],
@@ -294,6 +341,8 @@ def test_mistakes_get_one_line(place: Place, capsys: pytest.CaptureFixture[str])
 
     assert "--batches must be at least 1, got 0" in refused("--batches", "0")
     assert "--bootstrap must be at least 20" in refused("--bootstrap", "1")
+    if not torch.cuda.is_available():
+        assert "sees no GPU" in refused("--device", "cuda")
     assert "--out must not be the checkpoint" in refused("--out", place.checkpoint)
     assert "which recipe 'demo' is not for" in refused("--recipe", "demo")
     assert "no data at" in refused("--data", place.folder / "nowhere", code=1)

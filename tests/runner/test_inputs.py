@@ -16,7 +16,7 @@ from momaserve.models.config import ModelConfig
 from momaserve.request import Request
 from momaserve.runner.inputs import build_batch
 from tests.models.factory import make_config
-from tests.runner.factory import make_planned, make_request, make_storage
+from tests.runner.factory import make_planned, make_request
 
 CAUSAL, CALIBRATED = RoutingPolicy.CAUSAL, RoutingPolicy.CALIBRATED
 EXPERT_CHOICE = RoutingPolicy.EXPERT_CHOICE
@@ -28,7 +28,7 @@ def batch_of(
 ) -> ForwardBatch:
     plan = StepPlan(sequences=tuple(planned for _, planned in pairs))
     requests = {request.request_id: request for request, _ in pairs}
-    return build_batch(plan, requests, config, make_storage(config), fields.get("observer"))
+    return build_batch(plan, requests, config, torch.device("cpu"), fields.get("observer"))
 
 
 def policies_of(batch: ForwardBatch) -> list[RoutingPolicy]:

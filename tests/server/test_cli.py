@@ -108,6 +108,10 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["serve", "--max-logprobs", "-1"],
         ["serve", "--max-stop", "9"],
         ["serve", "--max-output-tokens", "0"],
+        ["serve", "--shadow-eval", "-0.1"],
+        ["serve", "--shadow-eval", "1.5"],
+        ["serve", "--shadow-eval", "nan"],
+        ["serve", "--shadow-eval", "often"],
     ],
 )
 def test_bad_usage_is_exit_code_2_in_one_line(
@@ -164,7 +168,7 @@ def test_every_server_setting_has_an_option_and_its_default() -> None:
 def test_every_engine_setting_has_an_option() -> None:
     for owner in (EngineConfig, CacheConfig, SchedulerConfig):
         options = {o.target for o in SERVE_OPTIONS if o.owner is owner}
-        assert options == {f.name for f in fields(owner)} - {"cache", "scheduler"}
+        assert options == {f.name for f in fields(owner)} - {"cache", "scheduler", "keep_weights"}
 
 
 def test_options_reach_the_configuration() -> None:

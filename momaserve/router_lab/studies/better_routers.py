@@ -96,7 +96,7 @@ def study_better_routers(study: Study) -> dict[str, Any]:
         parameters = sum(p.numel() for p in as_module(auxiliary[each.name]).parameters())
         about = {"width": each.width, "steps": each.num_steps, "parameters": parameters}
         selectors.append(Selector(each.name, CAUSAL, auxiliary[each.name], {}, about))
-    fresh = [study.data.fresh_rows(step) for step in range(calibrated)]
+    fresh = [study.data.fresh_rows(step).to(study.lab.device) for step in range(calibrated)]
     for name, cuts in (
         ("thresholds, running mean", running),
         ("thresholds, pooled quantile", joint_thresholds(model, fresh, 0)),
@@ -117,7 +117,7 @@ def _fitted(
     """Auxiliary routers by variant, and the thresholds that `fit-routers` would have found."""
     model, rows_of_step = study.lab.model, study.data.fresh_rows
     config = FitRoutersConfig(num_steps=study.settings.fit_steps, seed=study.settings.seed)
-    device = model.embed_tokens.device
+    device = study.lab.device
     groups, routers = routed_groups(model), study.lab.routers
     auxiliary, optimizers = {}, {}
     for each in tried:

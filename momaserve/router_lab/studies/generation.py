@@ -61,7 +61,8 @@ def study_generation(study: Study) -> dict[str, Any]:
     outcomes: dict[str, dict[str, Outcomes]] = {split: {} for split in items}
     for name in served:
         threads = torch.get_num_threads()
-        llm = LLM(study.checkpoint, dtype="float32", threads=threads, **_ROUTING[name])
+        options = {"threads": threads, "device": study.lab.device.type, **_ROUTING[name]}
+        llm = LLM(study.checkpoint, dtype="float32", **options)
         for split, chosen in items.items():
             outcomes[split][name] = _outcomes(llm, corpus, index, chosen, seed)
             study.progress.step()

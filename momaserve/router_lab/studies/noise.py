@@ -154,7 +154,7 @@ def _floor(study: Study, batches: Sequence[PackedRows], policy: Policy) -> dict[
 
     Routers compute in float32 from what they read, as in serving.
     """
-    config, device = study.lab.model.config, study.lab.model.embed_tokens.device
+    config, device = study.lab.model.config, study.lab.device
     rounded = Lab(load_model(study.checkpoint, config, dtype=torch.bfloat16, device=device))
     flips: dict[str, tuple[int, int]] = {}
     losses: list[Sums] = []

@@ -1,0 +1,122 @@
+"""Attention of single rows straight over the blocks that hold their K/V; nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from momaserve.kernels.cpu.jit import kernel, threaded
+from momaserve.kernels.cpu.scalar import exp32, narrow, widen
+
+
+@kernel
+def store(qkv: Any, first: int, slots: Any, keys: Any, values: Any) -> None:
+    """Writes K and V of each row to its slot, in the memory's number format.
+
+    qkv is [T, (H + 2G) K or more] with the keys from column `first` on, slots int64 [T], keys and
+    values [slots, G, K].
+    """
+    num_kv_heads, head_dim = keys.shape[1:]
+    width = num_kv_heads * head_dim
+    for t in range(len(slots)):
+        slot = slots[t]
+        for g in range(num_kv_heads):
+            for i in range(head_dim):
+                column = first + g * head_dim + i
+                keys[slot, g, i] = narrow(qkv[t, column], keys)
+                values[slot, g, i] = narrow(qkv[t, column + width], values)
+
+
+def _attend(
+    q: Any,
+    keys: Any,
+    values: Any,
+    rows: Any,
+    positions: Any,
+    tables: Any,
+    block_size: int,
+    taken: Any,
+    out: Any,
+) -> None:
+    """Causal attention over the sequence of each row.
+
+    Args:
+        q: [T, H K or more], queries in the first H K columns.
+        keys, values: [slots, G, K].
+        rows: int64 [R, 2], the rows to compute, and for each the row of `tables` that has the
+            blocks of its sequence.
+        positions: int64 [T]; a row sees positions 0 to its own.
+        tables: int32 [S, blocks], ids of blocks.
+        taken: bool [slots], keys that a depth-routed layer took, of which a row sees no others;
+            an empty array means all of them.
+        out: [T, H K], written at the rows.
+    """
+    num_kv_heads, head_dim = keys.shape[1:]
+    num_heads = out.shape[1] // head_dim
+    per_kv = num_heads // num_kv_heads
+    scale = np.float32(1) / np.sqrt(np.float32(head_dim))
+    for work in prange(rows.shape[0] * num_kv_heads):
+        r, g = work // num_kv_heads, work % num_kv_heads
+        t, sequence = rows[r, 0], rows[r, 1]
+        length = positions[t] + 1
+        slots = np.empty(length, np.int64)
+        seen = 0
+        for s in range(length):
+            slot = tables[sequence, s // block_size] * block_size + s % block_size
+            if len(taken) == 0 or taken[slot]:
+                slots[seen] = slot
+                seen += 1
+        scores = np.empty(seen, np.float32)
+        for h in range(g * per_kv, (g + 1) * per_kv):
+            first = h * head_dim
+            query, answer = q[t, first : first + head_dim], out[t, first : first + head_dim]
+            best = np.float32(-np.inf)
+            whole = seen - seen % 4
+            for s in range(0, whole, 4):  # four at a time, which keeps the vector units busy
+                k0, k1 = keys[slots[s], g], keys[slots[s + 1], g]
+                k2, k3 = keys[slots[s + 2], g], keys[slots[s + 3], g]
+                s0 = s1 = s2 = s3 = np.float32(0)
+                for i in range(head_dim):
+                    s0 += query[i] * widen(k0[i])
+                    s1 += query[i] * widen(k1[i])
+                    s2 += query[i] * widen(k2[i])
+                    s3 += query[i] * widen(k3[i])
+                scores[s], scores[s + 1], scores[s + 2], scores[s + 3] = s0, s1, s2, s3
+            for s in range(whole, seen):
+                key = keys[slots[s], g]
+                s0 = np.float32(0)
+                for i in range(head_dim):
+                    s0 += query[i] * widen(key[i])
+                scores[s] = s0
+            for s in range(seen):
+                scores[s] *= scale
+                best = max(best, scores[s])
+            total = np.float32(0)
+            for s in range(seen):
+                scores[s] = exp32(scores[s] - best)
+                total += scores[s]
+            for i in range(head_dim):
+                answer[i] = np.float32(0)
+            for s in range(0, whole, 4):
+                v0, v1 = values[slots[s], g], values[slots[s + 1], g]
+                v2, v3 = values[slots[s + 2], g], values[slots[s + 3], g]
+                w0, w1, w2, w3 = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]
+                for i in range(head_dim):
+                    answer[i] += (
+                        w0 * widen(v0[i])
+                        + w1 * widen(v1[i])
+                        + w2 * widen(v2[i])
+                        + w3 * widen(v3[i])
+                    )
+            for s in range(whole, seen):
+                value, weight = values[slots[s], g], scores[s]
+                for i in range(head_dim):
+                    answer[i] += weight * widen(value[i])
+            for i in range(head_dim):
+                answer[i] /= total
+
+
+attend = kernel(_attend)
+attend_threaded = threaded(_attend)

@@ -1,0 +1,1 @@
+"""The lab on live traffic: a sample of what a server answered, scored beside it."""

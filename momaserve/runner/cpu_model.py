@@ -1,0 +1,367 @@
+"""The MoMa model on compiled CPU kernels: weights packed once, the block forward of each step.
+
+The arithmetic is that of `models.moma`, with float32 activations whatever the weights' format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from momaserve.config import RoutingPolicy
+from momaserve.kernels import reference
+from momaserve.kernels.cpu import experts, glue, linear, routing
+from momaserve.kernels.cpu.linear import Array
+from momaserve.kernels.cpu.tile import TILE
+from momaserve.layers.batch import POLICY_CODES, ForwardBatch
+from momaserve.layers.block import Block, DepthRouter
+from momaserve.layers.experts import ExpertGroup
+from momaserve.layers.routing import Router
+from momaserve.modality import Modality
+from momaserve.models.moma import MomaModel
+from momaserve.runner.block_attention import BlockAttention
+
+
+@dataclass(frozen=True, slots=True)
+class _Router:
+    weight: Array
+    """float32 [E, D]."""
+    fc1: Array | None
+    """Packed; None without auxiliary router."""
+    fc2: Array
+    """float32 [E, A]."""
+    thresholds: Array
+    """float32 [E], of calibrated routing."""
+    zeros: Array
+    """float32 [E], of the policies that ask for more than 0."""
+    capacity: float | None
+
+    @classmethod
+    def of(cls, router: Router) -> _Router:
+        aux, thresholds = router.aux, router.threshold_logits
+        zeros = np.zeros(len(router.weight), np.float32)
+        return cls(
+            weight=_float32(router.weight),
+            fc1=None if aux is None else linear.pack(aux.fc1.weight.detach()),
+            fc2=zeros[:, None] if aux is None else _float32(aux.fc2.weight),
+            thresholds=zeros if thresholds is None else _float32(thresholds),
+            zeros=zeros,
+            capacity=router.capacity,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    name: str
+    modalities: tuple[Modality, ...]
+    gate_up: Array
+    down: Array
+    router: _Router | None
+
+    @classmethod
+    def of(cls, group: ExpertGroup) -> _Group:
+        return cls(
+            name=group.name,
+            modalities=group.modalities,
+            gate_up=experts.pack_gate_up(group.gate_proj.detach(), group.up_proj.detach()),
+            down=experts.pack_down(group.down_proj.detach()),
+            router=None if group.router is None else _Router.of(group.router),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Depth:
+    router: _Router
+    modalities: tuple[Modality, ...]
+
+    @classmethod
+    def of(cls, depth: DepthRouter) -> _Depth:
+        return cls(_Router.of(depth.router), depth.modalities)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    is_post_norm: bool
+    qkv: Array
+    """Packed q, k and v projections, one below the other."""
+    o: Array
+    head_weight: Array
+    """float32 [H + G, K] of the QK-norm; no rows without it."""
+    head_bias: Array
+    attn_norm: Array
+    ffn_norm: Array
+    groups: tuple[_Group, ...]
+    depth: _Depth | None
+
+    @classmethod
+    def of(cls, block: Block) -> _Layer:
+        attention = block.self_attn
+        projections = [
+            module.weight.detach()
+            for module in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ]
+        heads = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+        empty = np.empty((0, attention.head_dim), np.float32)
+        groups: list[_Group] = []
+        for group in block.experts.groups:
+            assert isinstance(group, ExpertGroup)
+            groups.append(_Group.of(group))
+        return cls(
+            is_post_norm=block.is_post_norm,
+            qkv=linear.pack(torch.cat(projections)),
+            o=linear.pack(attention.o_proj.weight.detach()),
+            head_weight=np.concatenate([empty, *(_float32(norm.weight) for norm in heads)]),
+            head_bias=np.concatenate([empty, *(_float32(norm.bias) for norm in heads)]),
+            attn_norm=_float32(block.attn_norm.weight),
+            ffn_norm=_float32(block.ffn_norm.weight),
+            groups=tuple(groups),
+            depth=None if block.depth_router is None else _Depth.of(block.depth_router),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What all layers of one forward pass share."""
+
+    batch: ForwardBatch
+    attention: BlockAttention
+    rows: Array
+    """int64 [T], all rows."""
+    positions: Array
+    modality: Array
+    """int8 [T]."""
+    policies: Array
+    """int8 [T], POLICY_CODES."""
+
+    def of_modalities(self, modalities: tuple[Modality, ...]) -> Array:
+        """bool [T]."""
+        if len(modalities) == len(Modality):
+            return np.ones(len(self.rows), np.bool_)
+        mine: Array = self.modality == int(modalities[0])
+        for modality in modalities[1:]:
+            mine |= self.modality == int(modality)
+        return mine
+
+
+class CpuModel:
+    """Weights of a `MomaModel` laid out for the kernels."""
+
+    def __init__(self, model: MomaModel, *, threads: bool, keep_weights: bool) -> None:
+        """
+        Args:
+            threads: whether several threads share the work of a step.
+            keep_weights: whether the matrices of `model` stay; else each is freed as soon as it
+                is packed.
+        """
+        config = model.config
+        self._config = config
+        self._threads = threads
+        self._eps = np.float32(config.rms_norm_eps)
+        self._model = model
+        self._embedding = _as_stored(model.embed_tokens)
+        self._norm = _float32(model.norm.weight)
+        self._layers: list[_Layer] = []
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            self._layers.append(_Layer.of(block))
+            if not keep_weights:
+                _free(block)
+        head = model.embed_tokens if model.lm_head is None else model.lm_head
+        self._head = linear.pack(head.detach())
+        if not keep_weights and model.lm_head is not None:
+            _free_one(model.lm_head)
+        self._linear = linear.linear_threaded if threads else linear.linear
+
+    def forward(self, batch: ForwardBatch, attention: BlockAttention) -> Tensor:
+        """Final hidden states, normed: float32 [T, D]."""
+        assert batch.routing.noise is None and batch.routing.rule is None
+        token_ids = batch.token_ids.numpy()
+        step = _Step(
+            batch=batch,
+            attention=attention,
+            rows=np.arange(len(token_ids)),
+            positions=batch.positions.numpy(),
+            modality=batch.modality.numpy(),
+            policies=batch.routing.policy.numpy(),
+        )
+        x = np.empty((len(token_ids), self._config.hidden_size), np.float32)
+        glue.embed(token_ids, self._embedding, x)
+        for index, layer in enumerate(self._layers):
+            x = self._block(index, layer, x, step)
+        glue.rms_norm(x, self._norm, self._eps, x)
+        return torch.from_numpy(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states [S, D] -> float32 logits [S, V]."""
+        x = hidden.contiguous().numpy()
+        out = self._multiply(x, np.arange(len(x)), self._head)
+        return torch.from_numpy(out)[:, : self._config.vocab_size]
+
+    def _multiply(self, x: Array, rows: Array, w: Array) -> Array:
+        out = np.empty((len(rows), w.shape[0] * TILE), np.float32)
+        self._linear(x, rows, w, out)
+        return out
+
+    def _block(self, index: int, layer: _Layer, x: Array, step: _Step) -> Array:
+        """x [T, D] -> [T, D]; may be the same array."""
+        if layer.depth is None:
+            return self._compute(index, layer, x, None, step)
+        depth = layer.depth
+        routed = step.of_modalities(depth.modalities)
+        mine = routed.nonzero()[0]
+        logits, weights, selected = self._route(depth.router, x, mine, step)
+        if step.batch.observer is not None:
+            every = np.zeros(len(x), np.float32)
+            every[mine] = logits[:, 0]
+            chosen = np.zeros(len(x), np.bool_)
+            chosen[mine] = selected[:, 0]
+            step.batch.observer.depth(index, *map(torch.from_numpy, (x, every, routed, chosen)))
+        taken = ~routed
+        taken[mine] = selected[:, 0]
+        scale = np.ones(len(x), np.float32)
+        scale[mine] = weights[:, 0]
+        y = self._compute(index, layer, x, taken, step)
+        chosen_rows = taken.nonzero()[0]
+        out = x.copy()
+        glue.blend(out, chosen_rows, y[chosen_rows], scale[chosen_rows])
+        return out
+
+    def _compute(
+        self, index: int, layer: _Layer, x: Array, taken: Array | None, step: _Step
+    ) -> Array:
+        """The block itself; rows that are not taken are meaningless."""
+        read = x
+        if not layer.is_post_norm:
+            read = np.empty_like(x)
+            glue.rms_norm(x, layer.attn_norm, self._eps, read)
+        h = np.empty_like(x)
+        self._residual(x, self._attend(index, layer, read, taken, step), layer, "attn", h)
+        read = h
+        if not layer.is_post_norm:
+            read = np.empty_like(x)
+            glue.rms_norm(h, layer.ffn_norm, self._eps, read)
+        out = np.empty_like(x)
+        self._residual(h, self._experts(index, layer, read, taken, step), layer, "ffn", out)
+        return out
+
+    def _residual(self, x: Array, y: Array, layer: _Layer, part: str, out: Array) -> None:
+        if layer.is_post_norm:
+            weight = layer.attn_norm if part == "attn" else layer.ffn_norm
+            glue.add_rms_norm(x, y, weight, self._eps, out)
+        else:
+            glue.add(x, y, out)
+
+    def _attend(
+        self, index: int, layer: _Layer, x: Array, taken: Array | None, step: _Step
+    ) -> Array:
+        config = self._config
+        qkv = self._multiply(x, step.rows, layer.qkv)
+        if len(layer.head_weight):
+            glue.norm_heads(qkv, layer.head_weight, layer.head_bias, config.head_dim)
+        num_heads = config.num_attention_heads + config.num_key_value_heads
+        glue.rotate(qkv, self._model.rope.numpy(), step.positions, num_heads)
+        out = np.zeros((len(x), config.num_attention_heads * config.head_dim), np.float32)
+        step.attention.attend(index, qkv, taken, out)
+        return self._multiply(out, step.rows, layer.o)
+
+    def _experts(
+        self, index: int, layer: _Layer, u: Array, taken: Array | None, step: _Step
+    ) -> Array:
+        """u [T, D] -> [T, D]; zero for tokens without expert."""
+        out = np.zeros_like(u)
+        for group in layer.groups:
+            if not step.batch.modalities.intersection(group.modalities):
+                continue
+            eligible = step.of_modalities(group.modalities)
+            if taken is not None:
+                eligible &= taken
+            rows = eligible.nonzero()[0]
+            if group.router is None:
+                weights = np.ones((len(rows), 1), np.float32)
+                selected = np.ones((len(rows), 1), np.bool_)
+            else:
+                logits, weights, selected = self._route(group.router, u, rows, step)
+                if step.batch.observer is not None:
+                    self._tell(index, group.name, u, eligible, rows, logits, selected, step)
+            experts.routed_experts(
+                u, rows, selected, weights, group.gate_up, group.down, self._threads, out
+            )
+        return out
+
+    def _route(
+        self, router: _Router, x: Array, rows: Array, step: _Step
+    ) -> tuple[Array, Array, Array]:
+        """Main logits, affinities and selections of the rows: [R, E] each."""
+        shape = (len(rows), len(router.weight))
+        logits, weights = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        selected = np.zeros(shape, np.bool_)
+        routing.scores(x, rows, router.weight, logits, weights)
+        plan = step.batch.routing
+        for policy in plan.policies:
+            code = POLICY_CODES[policy]
+            if policy is RoutingPolicy.CAUSAL:
+                assert router.fc1 is not None, "causal routing without auxiliary router"
+                causal = np.empty(shape, np.float32)
+                routing.auxiliary(x, rows, router.fc1, router.fc2, self._threads, causal)
+                routing.select(causal, router.zeros, step.policies, rows, code, selected)
+            elif policy is RoutingPolicy.CALIBRATED:
+                routing.select(logits, router.thresholds, step.policies, rows, code, selected)
+            elif policy is RoutingPolicy.THRESHOLD:
+                routing.select(logits, router.zeros, step.policies, rows, code, selected)
+            else:
+                # Whole prompts are rare, and the sort is torch's.
+                chosen = reference.expert_choice(
+                    torch.from_numpy(logits),
+                    torch.ones(len(rows), dtype=torch.bool),
+                    plan.segments[torch.from_numpy(rows)],
+                    plan.num_segments,
+                    router.capacity,
+                )
+                selected |= chosen.numpy()
+        return logits, weights, selected
+
+    @staticmethod
+    def _tell(
+        index: int,
+        group: str,
+        u: Array,
+        eligible: Array,
+        rows: Array,
+        logits: Array,
+        selected: Array,
+        step: _Step,
+    ) -> None:
+        """Report a group's selections as if its router had seen every row."""
+        assert step.batch.observer is not None
+        every = np.zeros((len(u), logits.shape[1]), np.float32)
+        chosen = np.zeros((len(u), logits.shape[1]), np.bool_)
+        every[rows], chosen[rows] = logits, selected
+        step.batch.observer.experts(
+            index, group, *map(torch.from_numpy, (u, every, eligible, chosen))
+        )
+
+
+def _free(block: Block) -> None:
+    """Gives up the block's matrices; whoever multiplies by one gets an error."""
+    for parameter in block.parameters():
+        if parameter.dim() >= 2:
+            _free_one(parameter)
+
+
+def _free_one(parameter: nn.Parameter) -> None:
+    parameter.data = parameter.data.new_empty(0)
+
+
+def _float32(tensor: Tensor) -> Array:
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _as_stored(tensor: Tensor) -> Array:
+    """float32 as it is, bfloat16 as uint16; shares memory with the tensor."""
+    tensor = tensor.detach()
+    if tensor.dtype is torch.float32:
+        return tensor.numpy()
+    return tensor.view(torch.int16).numpy().view(np.uint16)

@@ -1,0 +1,172 @@
+"""Every backend computes the same steps: hidden states, selections and K/V, and who is chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from momaserve.config import RoutingPolicy
+from momaserve.core.plan import StepPlan
+from momaserve.errors import ConfigError
+from momaserve.models.config import ModelConfig
+from momaserve.models.moma import MomaModel
+from momaserve.models.weights import load_model
+from momaserve.request import Request
+from momaserve.runner.backends import Backend, reference_backend, select_backend
+from momaserve.runner.inputs import build_batch
+from momaserve.runner.routing_recorder import RoutingCounts, RoutingRecorder
+from tests.reference.checkpoints import CASES, random_checkpoint, sample_ids
+from tests.runner.factory import make_planned, make_request, make_storage
+
+CPU = torch.device("cpu")
+SHAPES = ["dense_post", "moe_8x_pre", "uneven_post", "gqa_pre", "4t4i_post", "depth_4t4i_post"]
+POLICIES = (RoutingPolicy.CAUSAL, RoutingPolicy.CALIBRATED, RoutingPolicy.THRESHOLD)
+
+
+def load(directory: Path, case: str, dtype: torch.dtype) -> MomaModel:
+    random_checkpoint(directory, seed=1, **CASES[case])
+    model = load_model(directory, ModelConfig.load(directory), dtype=dtype, device=CPU)
+    model.set_rope(256)
+    return model
+
+
+def requests_of(config: dict[str, Any]) -> list[Request]:
+    """Four requests with 70 tokens each, routed by all policies."""
+    ids = [sample_ids(config, seed) * 8 for seed in range(4)]
+    return [
+        make_request(f"r{i}", own[: (8, 60, 70, 40)[i]], own[(8, 60, 70, 40)[i] : 70],
+                     routing=POLICIES[i % 3], prompt_routing=prompt)
+        for i, (own, prompt) in enumerate(
+            zip(ids, (*POLICIES, RoutingPolicy.EXPERT_CHOICE), strict=True)
+        )
+    ]  # fmt: skip
+
+
+def steps_of() -> list[StepPlan]:
+    """Chunks long and short, from the start and further on, beside decoding rows."""
+    blocks = [list(range(first, 76, 4)) for first in range(4)]
+    shares = [
+        [(0, 0, 8), (1, 0, 33), (2, 0, 5)],
+        [(0, 8, 1), (1, 33, 17), (2, 5, 20), (3, 0, 40)],
+        [(0, 9, 1), (1, 50, 3), (2, 25, 1), (3, 40, 1)],
+    ]
+    plans: list[StepPlan] = []
+    for share in shares:
+        sequences = tuple(
+            make_planned(f"r{i}", start, count, blocks[i]) for i, start, count in share
+        )
+        plans.append(StepPlan(sequences=sequences, num_tokens=sum(count for _, _, count in share)))
+    return plans
+
+
+def run(
+    backend: Backend, config: ModelConfig, requests: list[Request]
+) -> list[tuple[Tensor, Tensor, RoutingCounts]]:
+    """Hidden states, logits and routing counts of each step."""
+    by_id = {request.request_id: request for request in requests}
+    results: list[tuple[Tensor, Tensor, RoutingCounts]] = []
+    with torch.inference_mode():
+        for plan in steps_of():
+            recorder = RoutingRecorder()
+            hidden = backend.forward(plan, build_batch(plan, by_id, config, CPU, recorder))
+            results.append((hidden, backend.logits(hidden[[0, -1]]), recorder.counts()))
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("case", SHAPES)
+def test_compiled_kernels_compute_what_plain_torch_does(
+    tmp_path: Path, case: str, num_threads: int, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    model = load(tmp_path, case, dtype)
+    config = model.config
+    requests = requests_of(config.to_dict())
+    # The kernels keep activations in float32: their oracle is the same weights in float32.
+    exact = model if dtype is torch.float32 else load_rounded(tmp_path, config)
+    wide = make_storage(config, num_blocks=80)
+    wanted = run(reference_backend(exact, wide), config, requests)
+    storage = make_storage(config, num_blocks=80, dtype=dtype)
+    got = run(select_backend("cpu", model, storage, keep_weights=False), config, requests)
+    tolerance = 1e-4
+    for (hidden, logits, counts), (wanted_hidden, wanted_logits, wanted_counts) in zip(
+        got, wanted, strict=True
+    ):
+        if dtype is torch.float32:
+            assert counts == wanted_counts
+            torch.testing.assert_close(hidden, wanted_hidden, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(logits, wanted_logits, rtol=tolerance, atol=tolerance)
+        else:  # a decision that rounding flips changes a row altogether: most must agree
+            close = (hidden - wanted_hidden).abs().amax(1) < 0.15  # K/V are rounded
+            assert close.float().mean() > 0.8
+
+
+def load_rounded(directory: Path, config: ModelConfig) -> MomaModel:
+    """The checkpoint rounded to bfloat16, in float32."""
+    model = load_model(directory, config, dtype=torch.bfloat16, device=CPU).float()
+    model.set_rope(256)
+    return model
+
+
+def test_weights_that_were_packed_are_given_up(tmp_path: Path) -> None:
+    model = load(tmp_path, "4t4i_post", torch.float32)
+    storage = make_storage(model.config)
+    select_backend("cpu", model, storage, keep_weights=True)
+    names = [name for name, weight in model.named_parameters() if weight.numel() == 0]
+    assert names == []
+    select_backend("cpu", model, storage, keep_weights=False)
+    names = [name for name, weight in model.named_parameters() if weight.numel() == 0]
+    assert "lm_head" in names and "blocks.0.self_attn.q_proj.weight" in names
+    assert "embed_tokens" not in names
+    assert model.missing_for(RoutingPolicy.CAUSAL) is None
+
+
+def test_auto_takes_compiled_kernels_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    model = load(tmp_path, "dense_post", torch.float32)
+    assert (
+        select_backend("auto", model, make_storage(model.config), keep_weights=False).name == "cpu"
+    )
+    assert "backend cpu: compiled kernels" in caplog.text
+
+
+def test_auto_is_plain_torch_without_numba_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "numba" else find(name),
+    )
+    model = load(tmp_path, "dense_post", torch.float32)
+    storage = make_storage(model.config)
+    assert select_backend("auto", model, storage, keep_weights=False).name == "reference"
+    assert "since numba is not installed" in caplog.text
+    with pytest.raises(ConfigError, match="backend cpu cannot be used: numba is not installed"):
+        select_backend("cpu", model, storage, keep_weights=False)
+
+
+def test_float16_has_no_compiled_kernels(tmp_path: Path) -> None:
+    model = load(tmp_path, "dense_post", torch.float16)
+    storage = make_storage(model.config, dtype=torch.float16)
+    assert select_backend("auto", model, storage, keep_weights=False).name == "reference"
+    with pytest.raises(ConfigError, match=r"no kernels for torch\.float16"):
+        select_backend("cpu", model, storage, keep_weights=False)
+
+
+def test_plain_torch_on_demand(tmp_path: Path) -> None:
+    model = load(tmp_path, "dense_post", torch.float32)
+    storage = make_storage(model.config)
+    assert select_backend("reference", model, storage, keep_weights=False).name == "reference"
