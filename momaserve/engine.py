@@ -113,9 +113,11 @@ class Engine:
             prefix_caching=config.cache.prefix_caching,
             forecast=forecast,
         )
-        backend = select_backend(config.backend, model, storage, keep_weights=config.keep_weights)
+        sampler = Sampler(parts.processor.spec, device)
+        keep = config.keep_weights
+        backend = select_backend(config.backend, model, storage, sampler, keep_weights=keep)
         self.backend_name = backend.name
-        self._runner = Runner(model.config, backend, storage, Sampler(parts.processor.spec, device))
+        self._runner = Runner(model.config, backend, storage)
         # With a device of its own, the next step is planned while this one runs.
         self._plans_ahead = device.type != "cpu" if config.plan_ahead is None else config.plan_ahead
         self._clock = clock

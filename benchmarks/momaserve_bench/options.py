@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from momaserve_bench.latency_options import add_latency
+from momaserve_bench.peers.arguments import add_peers
+from momaserve_bench.serve_options import add_serve
+from momaserve_bench.throughput_options import add_throughput
+
 ARCHITECTURES = ("dense", "1t1i", "moe_8x", "4t4i", "upcycled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
+    add_latency(commands)
+    add_throughput(commands)
+    add_serve(commands)
     _core(commands)
     _architectures(commands)
+    add_peers(commands)
 
 
 def _core(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from momaserve.environment import machine
@@ -18,10 +19,14 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def print_result(bench: str, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """The last line of standard output."""
-    report = {"bench": bench, "settings": settings, "machine": machine(), **metrics}
-    print(json.dumps(report))
+def print_result(
+    bench: str, settings: dict[str, Any], metrics: dict[str, Any], *, save: Path | None = None
+) -> None:
+    """The last line of standard output; `save` is a file that gets it too."""
+    line = json.dumps({"bench": bench, "settings": settings, "machine": machine(), **metrics})
+    if save is not None:
+        save.write_text(line + "\n", encoding="utf-8")
+    print(line)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

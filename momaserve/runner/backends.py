@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from momaserve.layers.batch import ForwardBatch
 from momaserve.models.moma import MomaModel
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
+from momaserve.runner.sampler import Sampler, SampleRow
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,12 @@ class Backend:
     """Final hidden states, normed, [T, D], of the step that the batch was built from."""
     logits: Callable[[Tensor], Tensor]
     """Hidden states [S, D] -> float32 logits [S, V]."""
+    sample: Callable[[Tensor, Sequence[SampleRow]], tuple[Tensor, Tensor]]
+    """As `Sampler.sample`."""
 
 
 def select_backend(
-    name: str, model: MomaModel, storage: KVStorage, *, keep_weights: bool
+    name: str, model: MomaModel, storage: KVStorage, sampler: Sampler, *, keep_weights: bool
 ) -> Backend:
     """The backend of this name; `auto` takes compiled kernels where there are some.
 
@@ -51,23 +54,23 @@ def select_backend(
     if name == "reference" or obstacle is not None:
         if name == "auto":
             logger.info("backend reference (plain torch), since %s", obstacle)
-        return reference_backend(model, storage)
+        return reference_backend(model, storage, sampler)
     threads = torch.get_num_threads()
     logger.info("backend cpu: compiled kernels, %d thread%s", threads, "s"[: threads > 1])
     # numba is optional, and takes a moment to load.
     module = importlib.import_module("momaserve.runner.cpu_backend")
-    backend: Backend = module.cpu_backend(model, storage, keep_weights=keep_weights)
+    backend: Backend = module.cpu_backend(model, storage, sampler, keep_weights=keep_weights)
     return backend
 
 
-def reference_backend(model: MomaModel, storage: KVStorage) -> Backend:
+def reference_backend(model: MomaModel, storage: KVStorage, sampler: Sampler) -> Backend:
     """Plain torch, on any device: the oracle of the others."""
 
     def forward(plan: StepPlan, batch: ForwardBatch) -> Tensor:
         hidden: Tensor = model(replace(batch, attention=PagedAttention(plan, storage)))
         return hidden
 
-    return Backend("reference", forward, model.logits)
+    return Backend("reference", forward, model.logits, sampler.sample)
 
 
 def _obstacle_to_cpu(storage: KVStorage) -> str | None:

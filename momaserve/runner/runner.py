@@ -26,7 +26,7 @@ from momaserve.runner.routing_recorder import (
     RoutingRecorder,
     RoutingTrace,
 )
-from momaserve.runner.sampler import Sampler, SampleRow
+from momaserve.runner.sampler import SampleRow
 
 _HEAD_ROWS = 128
 """Rows of the head computed at once for prompt log-probabilities, which bounds their memory."""
@@ -131,15 +131,12 @@ class RunningStep:
 
 
 class Runner:
-    """Owns the backend, the KV memory and the sampler."""
+    """Owns the backend and the KV memory."""
 
-    def __init__(
-        self, config: ModelConfig, backend: Backend, storage: KVStorage, sampler: Sampler
-    ) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend, storage: KVStorage) -> None:
         self._config = config
         self._backend = backend
         self.storage = storage
-        self._sampler = sampler
 
     @torch.inference_mode()
     def execute(
@@ -214,11 +211,8 @@ class Runner:
         all_logits = self._backend.logits(hidden[own + [row for _, row, _ in guided]])
         logits = all_logits[: len(own)]
         combined = guide(logits, all_logits[len(own) :], guided)
-        is_finite = combined.isfinite().all(-1)
-        # A broken row is sampled all the same, so that nobody has to wait for the question.
-        combined = combined.masked_fill(~is_finite.unsqueeze(1), 0.0)
-        token_ids = self._sampler.sample(combined, list(rows.values()))
-        step._token_ids, step._is_finite = token_ids, is_finite
+        token_ids, step._is_finite = self._backend.sample(combined, list(rows.values()))
+        step._token_ids = token_ids
         for index, name in enumerate(rows):
             num_top = requests[name].params.logprobs
             if num_top is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from momaserve.sampling import Distribution
 from momaserve.tokens.grammar import Choices, GrammarSpec
 
-_CHOICE_CODES = {choice: code for code, choice in enumerate(Choices)}
+CHOICE_CODES = {choice: code for code, choice in enumerate(Choices)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,13 @@ def grammar_masks(spec: GrammarSpec) -> Tensor:
     text = torch.ones(spec.vocab_size, dtype=torch.bool)
     if images:
         text[images.start : images.stop] = False
-        masks[_CHOICE_CODES[Choices.IMAGE], images.start : images.stop] = True
+        masks[CHOICE_CODES[Choices.IMAGE], images.start : images.stop] = True
     for token_id in spec.unsampled_text_ids:
         text[token_id] = False
-    masks[_CHOICE_CODES[Choices.TEXT]] = text
-    masks[_CHOICE_CODES[Choices.TEXT_OR_IMAGE]] = text
+    masks[CHOICE_CODES[Choices.TEXT]] = text
+    masks[CHOICE_CODES[Choices.TEXT_OR_IMAGE]] = text
     if spec.begin_image is not None:
-        masks[_CHOICE_CODES[Choices.TEXT_OR_IMAGE], spec.begin_image] = True
+        masks[CHOICE_CODES[Choices.TEXT_OR_IMAGE], spec.begin_image] = True
     return masks
 
 
@@ -81,13 +81,20 @@ class Sampler:
     """Draws one token per row."""
 
     def __init__(self, spec: GrammarSpec, device: torch.device) -> None:
-        self._masks = grammar_masks(spec).to(device)
+        self.masks = grammar_masks(spec).to(device)
 
-    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-        """Token ids, int64 [S], drawn from float32 logits [S, V], one per row."""
+    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
+        """Draws one token per row from float32 logits [S, V].
+
+        Returns:
+            token ids, int64 [S], and bool [S], whether all logits of the row are finite. A
+            broken row is sampled all the same, so that nobody has to wait for the question.
+        """
         device = logits.device
-        codes = torch.tensor([_CHOICE_CODES[row.choices] for row in rows], device=device)
-        scores = logits.masked_fill(~self._masks[codes], float("-inf"))
+        is_finite = logits.isfinite().all(-1)
+        logits = logits.masked_fill(~is_finite.unsqueeze(1), 0.0)
+        codes = torch.tensor([CHOICE_CODES[row.choices] for row in rows], device=device)
+        scores = logits.masked_fill(~self.masks[codes], float("-inf"))
         scores = _biased(scores, rows)
         _penalise(scores, rows)
         greedy = scores.argmax(-1)
@@ -96,7 +103,7 @@ class Sampler:
             index = torch.tensor(indices, device=device)
             some = [rows[i] for i in indices]
             chosen[index] = _draw(scores[index], some, keep)
-        return chosen
+        return chosen, is_finite
 
 
 def _biased(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:

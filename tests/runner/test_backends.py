@@ -20,7 +20,10 @@ from momaserve.models.weights import load_model
 from momaserve.request import Request
 from momaserve.runner.backends import Backend, reference_backend, select_backend
 from momaserve.runner.inputs import build_batch
+from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.routing_recorder import RoutingCounts, RoutingRecorder
+from momaserve.runner.sampler import Sampler
+from momaserve.tokens.grammar import GrammarSpec
 from tests.reference.checkpoints import CASES, random_checkpoint, sample_ids
 from tests.runner.factory import make_planned, make_request, make_storage
 
@@ -34,6 +37,14 @@ def load(directory: Path, case: str, dtype: torch.dtype) -> MomaModel:
     model = load_model(directory, ModelConfig.load(directory), dtype=dtype, device=CPU)
     model.set_rope(256)
     return model
+
+
+def sampler_of(model: MomaModel) -> Sampler:
+    return Sampler(GrammarSpec.from_config(model.config), CPU)
+
+
+def choose(name: str, model: MomaModel, storage: KVStorage, *, keep_weights: bool) -> Backend:
+    return select_backend(name, model, storage, sampler_of(model), keep_weights=keep_weights)
 
 
 def requests_of(config: dict[str, Any]) -> list[Request]:
@@ -93,9 +104,9 @@ def test_compiled_kernels_compute_what_plain_torch_does(
     # The kernels keep activations in float32: their oracle is the same weights in float32.
     exact = model if dtype is torch.float32 else load_rounded(tmp_path, config)
     wide = make_storage(config, num_blocks=80)
-    wanted = run(reference_backend(exact, wide), config, requests)
+    wanted = run(reference_backend(exact, wide, sampler_of(exact)), config, requests)
     storage = make_storage(config, num_blocks=80, dtype=dtype)
-    got = run(select_backend("cpu", model, storage, keep_weights=False), config, requests)
+    got = run(choose("cpu", model, storage, keep_weights=False), config, requests)
     tolerance = 1e-4
     for (hidden, logits, counts), (wanted_hidden, wanted_logits, wanted_counts) in zip(
         got, wanted, strict=True
@@ -119,10 +130,10 @@ def load_rounded(directory: Path, config: ModelConfig) -> MomaModel:
 def test_weights_that_were_packed_are_given_up(tmp_path: Path) -> None:
     model = load(tmp_path, "4t4i_post", torch.float32)
     storage = make_storage(model.config)
-    select_backend("cpu", model, storage, keep_weights=True)
+    choose("cpu", model, storage, keep_weights=True)
     names = [name for name, weight in model.named_parameters() if weight.numel() == 0]
     assert names == []
-    select_backend("cpu", model, storage, keep_weights=False)
+    choose("cpu", model, storage, keep_weights=False)
     names = [name for name, weight in model.named_parameters() if weight.numel() == 0]
     assert "lm_head" in names and "blocks.0.self_attn.q_proj.weight" in names
     assert "embed_tokens" not in names
@@ -134,9 +145,7 @@ def test_auto_takes_compiled_kernels_and_says_so(
 ) -> None:
     caplog.set_level(logging.INFO)
     model = load(tmp_path, "dense_post", torch.float32)
-    assert (
-        select_backend("auto", model, make_storage(model.config), keep_weights=False).name == "cpu"
-    )
+    assert choose("auto", model, make_storage(model.config), keep_weights=False).name == "cpu"
     assert "backend cpu: compiled kernels" in caplog.text
 
 
@@ -152,21 +161,21 @@ def test_auto_is_plain_torch_without_numba_and_says_so(
     )
     model = load(tmp_path, "dense_post", torch.float32)
     storage = make_storage(model.config)
-    assert select_backend("auto", model, storage, keep_weights=False).name == "reference"
+    assert choose("auto", model, storage, keep_weights=False).name == "reference"
     assert "since numba is not installed" in caplog.text
     with pytest.raises(ConfigError, match="backend cpu cannot be used: numba is not installed"):
-        select_backend("cpu", model, storage, keep_weights=False)
+        choose("cpu", model, storage, keep_weights=False)
 
 
 def test_float16_has_no_compiled_kernels(tmp_path: Path) -> None:
     model = load(tmp_path, "dense_post", torch.float16)
     storage = make_storage(model.config, dtype=torch.float16)
-    assert select_backend("auto", model, storage, keep_weights=False).name == "reference"
+    assert choose("auto", model, storage, keep_weights=False).name == "reference"
     with pytest.raises(ConfigError, match=r"no kernels for torch\.float16"):
-        select_backend("cpu", model, storage, keep_weights=False)
+        choose("cpu", model, storage, keep_weights=False)
 
 
 def test_plain_torch_on_demand(tmp_path: Path) -> None:
     model = load(tmp_path, "dense_post", torch.float32)
     storage = make_storage(model.config)
-    assert select_backend("reference", model, storage, keep_weights=False).name == "reference"
+    assert choose("reference", model, storage, keep_weights=False).name == "reference"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from momaserve.runner.cpu_sampler import CpuSampler
 from momaserve.runner.sampler import Sampler, SampleRow, grammar_masks, uniform
 from momaserve.sampling import Distribution
 from momaserve.tokens.grammar import Choices, GrammarSpec
@@ -44,6 +45,17 @@ def make_row(
     return SampleRow(
         choices=choices, distribution=distribution, seed=seed, position=position, bias=bias
     )
+
+
+def draw(logits: Tensor, rows: Sequence[SampleRow], spec: GrammarSpec = WITH_IMAGES) -> list[int]:
+    """Tokens drawn by torch; the compiled sampler must agree."""
+    sampler = Sampler(spec, CPU)
+    token_ids, is_finite = sampler.sample(logits, rows)
+    compiled_ids, compiled_is_finite = CpuSampler(sampler).sample(logits, rows)
+    assert compiled_ids.tolist() == token_ids.tolist()
+    assert compiled_is_finite.tolist() == is_finite.tolist() == logits.isfinite().all(1).tolist()
+    drawn: list[int] = token_ids.tolist()
+    return drawn
 
 
 def normal_logits(rows: int, seed: int, spec: GrammarSpec = WITH_IMAGES) -> Tensor:
@@ -89,9 +101,7 @@ def draw_many(
 ) -> Counter[int]:
     """Tokens drawn at `count` positions from one row of logits [V]."""
     rows = [make_row(distribution, position=i, **fields) for i in range(count)]  # type: ignore[arg-type]
-    return Counter(
-        Sampler(WITH_IMAGES, CPU).sample(logits.expand(count, -1).clone(), rows).tolist()
-    )
+    return Counter(draw(logits.expand(count, -1).clone(), rows))
 
 
 def assert_frequencies(counts: Counter[int], wanted: dict[int, float]) -> None:
@@ -158,7 +168,7 @@ def test_only_allowed_ids_are_drawn(choices: Choices) -> None:
         for token in range(WITH_IMAGES.vocab_size):  # the forbidden ones look best
             if not WITH_IMAGES.allows(choices, token):
                 logits[:, token] += 50
-        for token in Sampler(WITH_IMAGES, CPU).sample(logits, rows).tolist():
+        for token in draw(logits, rows):
             assert WITH_IMAGES.allows(choices, token)
 
 
@@ -169,8 +179,22 @@ def test_logits_are_not_changed() -> None:
     logits = normal_logits(2, seed=2)
     before = logits.clone()
     rows = [make_row(bias=((5, 3.0),)), make_row(Distribution(top_k=2), bias=((6, -math.inf),))]
-    Sampler(WITH_IMAGES, CPU).sample(logits, rows)
+    draw(logits, rows)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("distribution", [GREEDY, Distribution(), Distribution(top_k=3)])
+def test_a_row_that_is_not_finite_is_named_and_drawn_alike(
+    distribution: Distribution, broken: float
+) -> None:
+    logits = normal_logits(3, seed=3)
+    rows = [make_row(distribution, seed=i) for i in range(3)]
+    whole = draw(logits, rows)
+    logits[1, 5] = broken  # an id that is masked
+    drawn = draw(logits, rows)
+    assert (drawn[0], drawn[2]) == (whole[0], whole[2])
+    assert WITH_IMAGES.allows(Choices.TEXT, drawn[1])
 
 
 def test_greedy_takes_the_best_and_the_lower_of_equals() -> None:
@@ -178,7 +202,7 @@ def test_greedy_takes_the_best_and_the_lower_of_equals() -> None:
     logits[0, [20, 17]] = 4.0
     logits[1, 5] = 9.0  # an image id, masked; all text ids tie
     logits[2, 22] = 1e-6
-    assert Sampler(WITH_IMAGES, CPU).sample(logits, [make_row()] * 3).tolist() == [17, 2, 22]
+    assert draw(logits, [make_row()] * 3) == [17, 2, 22]
 
 
 DISTRIBUTIONS = [
@@ -216,9 +240,7 @@ def test_frequencies_match_where_ids_tie(distribution: Distribution) -> None:
 def test_frequencies_over_seeds_match_too() -> None:
     logits = normal_logits(1, seed=6)
     rows = [make_row(Distribution(), seed=seed, position=11) for seed in range(3000)]
-    drawn = Counter(
-        Sampler(WITH_IMAGES, CPU).sample(logits.expand(3000, -1).clone(), rows).tolist()
-    )
+    drawn = Counter(draw(logits.expand(3000, -1).clone(), rows))
     assert_frequencies(drawn, slow_candidates(logits[0].tolist(), rows[0]))
 
 
@@ -314,14 +336,13 @@ def test_a_row_does_not_depend_on_its_mates(
     logits = 3 * torch.randn(len(rows), LARGE.vocab_size, generator=generator)
     if has_ties:  # as bfloat16 heads make them
         logits = logits.round()
-    sampler = Sampler(LARGE, CPU)
-    alone = [int(sampler.sample(logits[i : i + 1], [row])) for i, row in enumerate(rows)]
-    assert sampler.sample(logits, rows).tolist() == alone
-    assert sampler.sample(logits.flip(0), rows[::-1]).tolist() == alone[::-1]
+    alone = [draw(logits[i : i + 1], [row], LARGE)[0] for i, row in enumerate(rows)]
+    assert draw(logits, rows, LARGE) == alone
+    assert draw(logits.flip(0), rows[::-1], LARGE) == alone[::-1]
 
 
 @given(sample_rows, st.integers(0, 1000))
 def test_what_is_drawn_may_be_drawn(row: SampleRow, seed: int) -> None:
     logits = tied_logits(1, seed, LARGE.vocab_size)
-    token = int(Sampler(LARGE, CPU).sample(logits, [row]))
+    (token,) = draw(logits, [row], LARGE)
     assert token in slow_candidates(logits[0].tolist(), row, LARGE)
