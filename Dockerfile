@@ -16,7 +16,7 @@ ARG VARIANT=cpu
 # which has CPU builds for some platforms only. A wrong build of torch ends the build.
 ARG TORCH_INDEX=
 # Optional parts of the project, with blanks between them: otel sends traces.
-ARG EXTRAS=otel
+ARG EXTRAS="otel cpu"
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
@@ -74,6 +74,7 @@ ENV PATH=/opt/momaserve/bin:$PATH \
     HOME=/tmp \
     TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
     TRITON_CACHE_DIR=/tmp/triton \
+    NUMBA_CACHE_DIR=/tmp/numba \
     MOMASERVE_HOST=0.0.0.0 \
     MOMASERVE_PORT=8000
 USER 10001:10001

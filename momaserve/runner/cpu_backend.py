@@ -1,20 +1,33 @@
-"""The backend of compiled CPU kernels. Needs numba."""
+"""The backend of compiled CPU kernels. Needs numba.
+
+Kernels are compiled when the first engine of a machine starts, and kept on disk.
+"""
 
 from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
 
 import numba
 import torch
 from torch import Tensor
 
-from momaserve.core.plan import StepPlan
-from momaserve.layers.batch import ForwardBatch
+from momaserve.core.plan import OWN, PlannedSequence, StepPlan
+from momaserve.layers.batch import POLICY_CODES, ForwardBatch, RoutingPlan
+from momaserve.modality import Modality
 from momaserve.models.moma import MomaModel
 from momaserve.runner.backends import Backend
 from momaserve.runner.block_attention import BlockAttention, BlockMemory
 from momaserve.runner.cpu_model import CpuModel
 from momaserve.runner.cpu_sampler import CpuSampler
 from momaserve.runner.kv_storage import KVStorage
-from momaserve.runner.sampler import Sampler
+from momaserve.runner.sampler import Sampler, SampleRow
+from momaserve.sampling import Distribution
+from momaserve.tokens.grammar import Choices
+
+logger = logging.getLogger(__name__)
 
 
 def cpu_backend(
@@ -24,11 +37,56 @@ def cpu_backend(
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     num_threads = min(torch.get_num_threads(), most)
     is_threaded = num_threads > 1
-    memory = BlockMemory(storage)
     packed = CpuModel(model, threads=is_threaded, keep_weights=keep_weights)
+    cpu_sampler = CpuSampler(sampler)
 
-    def forward(plan: StepPlan, batch: ForwardBatch) -> Tensor:
+    def forward_in(memory: BlockMemory, plan: StepPlan, batch: ForwardBatch) -> Tensor:
         numba.set_num_threads(num_threads)  # of the thread that asks, whichever it is
         return packed.forward(batch, BlockAttention(plan, memory, is_threaded))
 
-    return Backend("cpu", forward, packed.logits, CpuSampler(sampler).sample)
+    started = time.monotonic()
+    hidden = _rehearse(partial(forward_in, _small_memory(model, storage)), model)
+    cpu_sampler.sample(packed.logits(hidden), [_ANY_ROW])
+    logger.info("compiled kernels are ready after %.1f s", time.monotonic() - started)
+    forward = partial(forward_in, BlockMemory(storage))
+    return Backend("cpu", forward, packed.logits, cpu_sampler.sample)
+
+
+_ANY_ROW = SampleRow(choices=Choices.TEXT, distribution=Distribution(), seed=0, position=0)
+
+
+def _small_memory(model: MomaModel, like: KVStorage) -> BlockMemory:
+    return BlockMemory(
+        KVStorage(
+            model.config, num_blocks=1, block_size=4, dtype=like.k.dtype, device=like.k.device
+        )
+    )
+
+
+@torch.inference_mode()
+def _rehearse(forward: Callable[[StepPlan, ForwardBatch], Tensor], model: MomaModel) -> Tensor:
+    """Runs a step of two tokens, so that every kernel is there before the first request.
+
+    Returns:
+        Hidden states of the last token, [1, D].
+    """
+    image = model.config.image
+    ids = [model.config.bos_token_id, model.config.eos_token_id]
+    kinds = [Modality.TEXT, Modality.TEXT]
+    if image is not None:
+        ids[1], kinds[1] = image.first_token_id, Modality.IMAGE
+    policy = next(policy for policy in POLICY_CODES if model.missing_for(policy) is None)
+    batch = ForwardBatch(
+        token_ids=torch.tensor(ids),
+        positions=torch.tensor([0, 1]),
+        modality=torch.tensor([int(kind) for kind in kinds], dtype=torch.int8),
+        modalities=frozenset(kinds),
+        routing=RoutingPlan(
+            policies=frozenset({policy}),
+            policy=torch.full((2,), POLICY_CODES[policy], dtype=torch.int8),
+            segments=torch.full((2,), -1),
+            num_segments=0,
+        ),
+    )
+    sequence = PlannedSequence("rehearsal", OWN, 0, 2, (0,))
+    return forward(StepPlan(sequences=(sequence,), num_tokens=2), batch)[1:]

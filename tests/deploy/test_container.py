@@ -146,7 +146,7 @@ def test_requirements_are_those_of_the_project_and_its_extras(
 def test_default_extras_exist() -> None:
     (extras,) = (rest for name, rest in instructions() if name == "ARG" and "EXTRAS" in rest)
     assert requirements.runtime_requirements(
-        ROOT / "pyproject.toml", extras.removeprefix("EXTRAS=").split()
+        ROOT / "pyproject.toml", extras.removeprefix("EXTRAS=").strip('"').split()
     )
 
 
