@@ -13,7 +13,7 @@ BUILD_ARGS ?=
 IMAGE_TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)$(if $(filter cuda,$(VARIANT)),-cuda)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check format demo image image-check deploy-check clean
+.PHONY: help venv serve test check format demo image image-check deploy-check peers clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,6 +68,10 @@ image-check:  ## Build the image from scratch, run it locked down, check what it
 
 deploy-check:  ## Lint and test what is in deploy/: Prometheus rules, the Helm chart, scripts
 	deploy/check.sh
+
+peers: $(STAMP)  ## Install the engines that `momaserve bench peers` compares with, into build/peers
+	@echo "momaserve: installing other engines, each into its own environment (up to half an hour)"
+	$(BIN)/python -m momaserve_bench.peers.install $(PEERS)
 
 clean:  ## Remove the environment and caches (runs/ and build/ stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
