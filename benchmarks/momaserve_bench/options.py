@@ -7,6 +7,7 @@ from pathlib import Path
 
 from momaserve_bench.latency_options import add_latency
 from momaserve_bench.peers.arguments import add_peers
+from momaserve_bench.scheduling_options import add_scheduling
 from momaserve_bench.serve_options import add_serve
 from momaserve_bench.throughput_options import add_throughput
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_latency(commands)
     add_throughput(commands)
     add_serve(commands)
+    add_scheduling(commands)
     _core(commands)
     _architectures(commands)
     add_peers(commands)

@@ -30,7 +30,6 @@ _BLOCK_SIZE = 16
 class Machine:
     """What steps really cost, and how wrong the scheduler is about it at first."""
 
-    name: str
     rates: MachineRates
     noise: float = 0.0
     """Standard deviation of the logarithm of a step's time."""
@@ -40,7 +39,7 @@ class Machine:
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """What became of one request; times in seconds since the first arrival could come."""
+    """What became of one request; times in seconds since the run began."""
 
     arrival_s: float
     token_times_s: list[float] = field(default_factory=list)
@@ -63,6 +62,10 @@ class Outcome:
     def tokens_per_s(self) -> float:
         """Over the whole run, its end included, when slots run empty."""
         return self.num_tokens / self.end_s
+
+    @property
+    def requests_per_s(self) -> float:
+        return len(self.served) / self.end_s
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from momaserve.tokens.grammar import GrammarSpec
@@ -46,12 +45,13 @@ def make_trace(
     now = 0.0
     for index, is_picture in enumerate(draws):
         now += dice.expovariate(1.0) / rate_per_s
+        prompt_length, answer_length = _around(dice, prompt_tokens), _around(dice, picture)
         trace.append(
             Arrival(
                 name=f"r{index}",
                 time_s=now,
-                prompt_ids=tuple(dice.choices(words, k=_around(dice, prompt_tokens))),
-                num_text_tokens=(length := _around(dice, picture)) and (not is_picture) * length,
+                prompt_ids=tuple(dice.choices(words, k=prompt_length)),
+                num_text_tokens=0 if is_picture else answer_length,
             )
         )
     return trace
@@ -61,11 +61,6 @@ def is_word(spec: GrammarSpec, token_id: int) -> bool:
     """Whether an id stands for text that an answer may hold anywhere."""
     marks = (spec.bos, spec.pad, spec.eos, spec.begin_image, spec.end_image)
     return token_id not in spec.image_ids and token_id not in marks
-
-
-def num_answer_tokens(trace: Sequence[Arrival], spec: GrammarSpec) -> int:
-    """Sampled tokens of all answers: what a picture is opened and closed with is not."""
-    return sum(spec.tokens_per_image or 0 if a.draws else a.num_text_tokens for a in trace)
 
 
 def _around(dice: random.Random, mean: int) -> int:

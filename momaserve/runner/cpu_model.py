@@ -336,9 +336,11 @@ class CpuModel:
     ) -> None:
         """Report a group's selections as if its router had seen every row."""
         assert step.batch.observer is not None
-        every = np.zeros((len(u), logits.shape[1]), np.float32)
-        chosen = np.zeros((len(u), logits.shape[1]), np.bool_)
-        every[rows], chosen[rows] = logits, selected
+        every, chosen = logits, selected
+        if len(rows) < len(u):
+            every = np.zeros((len(u), logits.shape[1]), np.float32)
+            chosen = np.zeros((len(u), logits.shape[1]), np.bool_)
+            every[rows], chosen[rows] = logits, selected
         step.batch.observer.experts(
             index, group, *map(torch.from_numpy, (u, every, eligible, chosen))
         )

@@ -21,6 +21,7 @@ from momaserve.config import (
     EngineConfig,
     RoutingPolicy,
     SchedulerConfig,
+    Scheduling,
 )
 from momaserve.demo import CHECKPOINT
 from momaserve.errors import ConfigError
@@ -95,6 +96,29 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         flag="--max-queued-tokens",
         owner=SchedulerConfig,
         help="prompt tokens of all waiting requests together",
+    ),
+    Option(
+        flag="--scheduling",
+        owner=SchedulerConfig,
+        type=str,
+        choices=tuple(map(str, Scheduling)),
+        help="which waiting request starts first: one that shares experts with those that run, "
+        "or the oldest",
+    ),
+    Option(
+        flag="--max-num-passes",
+        owner=SchedulerConfig,
+        help="younger requests of its priority that may start before a waiting one; "
+        "router-aware only",
+        unset="4 times --max-num-requests",
+    ),
+    Option(
+        flag="--step-time-target-ms",
+        owner=SchedulerConfig,
+        type=float,
+        help="predicted time, in milliseconds, that prompts fill a step up to while others "
+        "decode; router-aware only",
+        unset="none",
     ),
 )
 

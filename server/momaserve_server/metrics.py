@@ -140,6 +140,11 @@ class ServerMetrics:
             "iteration_tokens", "Tokens computed in one step.", STEP_TOKENS
         )
         self._step = self._histogram("step_seconds", "Time of one step.", (*FAST_S, 2.5, 5.0))
+        self._step_predicted = self._histogram(
+            "step_seconds_predicted",
+            "What the scheduler expected of a step; nothing unless it is router-aware.",
+            (*FAST_S, 2.5, 5.0),
+        )
         self._request_prompt = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a request.", TOKENS
         )
@@ -166,6 +171,8 @@ class ServerMetrics:
         self._cache_hits.inc(stats.prefix_cache_hits)
         self._preemptions.inc(stats.num_preemptions)
         self._step.observe(stats.step_s)
+        if stats.predicted_s is not None:
+            self._step_predicted.observe(stats.predicted_s)
         self._step_tokens.observe(stats.num_tokens)
         for latency_s in stats.first_token_latencies_s:
             self._first_token.observe(latency_s)

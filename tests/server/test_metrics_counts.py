@@ -227,6 +227,8 @@ async def test_every_count_is_what_arithmetic_says(checkpoint: Path) -> None:
     num_late = 2  # steps that only told of a passed deadline, and computed nothing
     num_steps = on.gate.num_steps - on.gate.num_empty_steps - num_late
     assert found["iteration_tokens_count"] == found["step_seconds_count"] == num_steps
+    assert found["step_seconds_predicted_count"] == num_steps
+    assert found["step_seconds_predicted_sum"] > 0
     labelled = {name for name in found if name.endswith("}") and "_bucket" not in name}
     ours = {n for n in labelled if n.startswith(("request", "generation"))}
     assert {n for n in ours if found[n]} <= expected.keys()  # nothing for another reason
