@@ -93,9 +93,11 @@ class MomaModel(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states [S, D] -> float32 logits [S, V]."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        """Final hidden states [S, D] -> float32 logits [S, V], or [S, len(ids)] of some ids."""
+        head: Tensor = self.embed_tokens if self.lm_head is None else self.lm_head
+        if ids is not None:
+            head = head[ids.start : ids.stop]
         return F.linear(hidden, head).float()
 
     def routers(self) -> list[Router]:

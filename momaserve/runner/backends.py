@@ -31,9 +31,9 @@ class Backend:
     name: str
     forward: Callable[[StepPlan, ForwardBatch], Tensor]
     """Final hidden states, normed, [T, D], of the step that the batch was built from."""
-    logits: Callable[[Tensor], Tensor]
-    """Hidden states [S, D] -> float32 logits [S, V]."""
-    sample: Callable[[Tensor, Sequence[SampleRow]], tuple[Tensor, Tensor]]
+    logits: Callable[[Tensor, range], Tensor]
+    """Hidden states [S, D] -> float32 logits [S, len(ids)] of a range of ids."""
+    sample: Callable[[Tensor, Sequence[SampleRow], int], tuple[Tensor, Tensor]]
     """As `Sampler.sample`."""
 
 

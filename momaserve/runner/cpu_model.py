@@ -194,11 +194,13 @@ class CpuModel:
         glue.rms_norm(x, self._norm, self._eps, x)
         return torch.from_numpy(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states [S, D] -> float32 logits [S, V]."""
+    def logits(self, hidden: Tensor, ids: range) -> Tensor:
+        """Final hidden states [S, D] -> float32 logits [S, len(ids)] of a range of ids."""
         x = hidden.contiguous().numpy()
-        out = self._multiply(x, np.arange(len(x)), self._head)
-        return torch.from_numpy(out)[:, : self._config.vocab_size]
+        first = ids.start // TILE  # tiles of other ids are not read
+        out = self._multiply(x, np.arange(len(x)), self._head[first : -(-ids.stop // TILE)])
+        offset = first * TILE
+        return torch.from_numpy(out)[:, ids.start - offset : ids.stop - offset]
 
     def _multiply(self, x: Array, rows: Array, w: Array) -> Array:
         out = np.empty((len(rows), w.shape[0] * TILE), np.float32)

@@ -19,18 +19,20 @@ class CpuSampler:
         self._sampler = sampler
         self._masks = sampler.masks.numpy()
 
-    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, logits: Tensor, rows: Sequence[SampleRow], first_id: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """As `Sampler.sample`."""
         is_plain = [_is_plain(row) for row in rows]
         if not any(is_plain):
-            return self._sampler.sample(logits, rows)
+            return self._sampler.sample(logits, rows, first_id)
         token_ids = torch.empty(len(rows), dtype=torch.int64)
         is_finite = torch.empty(len(rows), dtype=torch.bool)
         plain = [i for i, mine in enumerate(is_plain) if mine]
         sampling.draw(
             logits.contiguous().numpy(),
             np.array(plain),
-            self._masks,
+            self._masks[:, first_id : first_id + logits.shape[1]],
             np.array([CHOICE_CODES[rows[i].choices] for i in plain]),
             np.array([rows[i].distribution.temperature for i in plain], np.float64),
             np.array([rows[i].distribution.min_p for i in plain], np.float64),
@@ -38,10 +40,13 @@ class CpuSampler:
             token_ids.numpy(),
             is_finite.numpy(),
         )
+        token_ids += first_id
         if len(plain) < len(rows):
             index = torch.tensor([i for i, mine in enumerate(is_plain) if not mine])
             others = [rows[i] for i in index.tolist()]
-            token_ids[index], is_finite[index] = self._sampler.sample(logits[index], others)
+            token_ids[index], is_finite[index] = self._sampler.sample(
+                logits[index], others, first_id
+            )
         return token_ids, is_finite
 
 

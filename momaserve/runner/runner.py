@@ -27,6 +27,7 @@ from momaserve.runner.routing_recorder import (
     RoutingTrace,
 )
 from momaserve.runner.sampler import SampleRow
+from momaserve.tokens.grammar import Choices
 
 _HEAD_ROWS = 128
 """Rows of the head computed at once for prompt log-probabilities, which bounds their memory."""
@@ -208,16 +209,32 @@ class Runner:
             for index, (name, row) in enumerate(rows.items())
             for companion in range(len(requests[name].companions))
         ]
-        all_logits = self._backend.logits(hidden[own + [row for _, row, _ in guided]])
+        ids = self._ids_to_choose_from(requests, rows)
+        all_logits = self._backend.logits(hidden[own + [row for _, row, _ in guided]], ids)
         logits = all_logits[: len(own)]
         combined = guide(logits, all_logits[len(own) :], guided)
-        token_ids, step._is_finite = self._backend.sample(combined, list(rows.values()))
+        token_ids, step._is_finite = self._backend.sample(combined, list(rows.values()), ids.start)
         step._token_ids = token_ids
         for index, name in enumerate(rows):
             num_top = requests[name].params.logprobs
             if num_top is not None:
                 mine = slice(index, index + 1)
                 step._logprobs[name] = _Table.of(logits[mine], token_ids[mine], num_top)
+
+    def _ids_to_choose_from(
+        self, requests: Mapping[str, Request], rows: Mapping[str, SampleRow]
+    ) -> range:
+        """Ids whose logits are needed: where all draw pictures, the head of text is not read."""
+        image = self._config.image
+        if image is not None and all(
+            row.choices is Choices.IMAGE
+            and not row.bias
+            and row.penalties is None
+            and requests[name].params.logprobs is None
+            for name, row in rows.items()
+        ):
+            return range(image.first_token_id, image.stop_token_id)
+        return range(self._config.vocab_size)
 
     def _score_prompt(
         self, planned: PlannedSequence, request: Request, hidden: Tensor
@@ -227,10 +244,11 @@ class Runner:
         targets = torch.tensor(
             request.sequence.token_ids[planned.start + 1 : last + 1], device=hidden.device
         )
+        every = range(self._config.vocab_size)
         tables: list[_Table] = []
         for first in range(0, len(targets), _HEAD_ROWS):
             wanted = targets[first : first + _HEAD_ROWS]
-            logits = self._backend.logits(hidden[first : first + len(wanted)])
+            logits = self._backend.logits(hidden[first : first + len(wanted)], every)
             tables.append(_Table.of(logits, wanted, request.params.prompt_logprobs or 0))
         return tables
 

@@ -83,8 +83,14 @@ class Sampler:
     def __init__(self, spec: GrammarSpec, device: torch.device) -> None:
         self.masks = grammar_masks(spec).to(device)
 
-    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, logits: Tensor, rows: Sequence[SampleRow], first_id: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Draws one token per row from float32 logits [S, V].
+
+        Args:
+            first_id: with another than 0 the columns are the ids from there on, and no row has
+                biases or penalties.
 
         Returns:
             token ids, int64 [S], and bool [S], whether all logits of the row are finite. A
@@ -94,7 +100,8 @@ class Sampler:
         is_finite = logits.isfinite().all(-1)
         logits = logits.masked_fill(~is_finite.unsqueeze(1), 0.0)
         codes = torch.tensor([CHOICE_CODES[row.choices] for row in rows], device=device)
-        scores = logits.masked_fill(~self.masks[codes], float("-inf"))
+        masks = self.masks[:, first_id : first_id + logits.shape[1]]
+        scores = logits.masked_fill(~masks[codes], float("-inf"))
         scores = _biased(scores, rows)
         _penalise(scores, rows)
         greedy = scores.argmax(-1)
@@ -103,7 +110,7 @@ class Sampler:
             index = torch.tensor(indices, device=device)
             some = [rows[i] for i in indices]
             chosen[index] = _draw(scores[index], some, keep)
-        return chosen, is_finite
+        return chosen + first_id, is_finite
 
 
 def _biased(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:

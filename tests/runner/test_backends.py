@@ -86,7 +86,11 @@ def run(
         for plan in steps_of():
             recorder = RoutingRecorder()
             hidden = backend.forward(plan, build_batch(plan, by_id, config, CPU, recorder))
-            results.append((hidden, backend.logits(hidden[[0, -1]]), recorder.counts()))
+            every = range(config.vocab_size)
+            logits = backend.logits(hidden[[0, -1]], every)
+            some = backend.logits(hidden[[0, -1]], every[5:50])
+            torch.testing.assert_close(some, logits[:, 5:50])
+            results.append((hidden, logits, recorder.counts()))
     return results
 
 

@@ -183,6 +183,16 @@ def test_logits_are_not_changed() -> None:
     assert torch.equal(logits, before)
 
 
+def test_codes_are_drawn_from_their_own_columns_alike() -> None:
+    ways = (GREEDY, Distribution(), Distribution(temperature=0.7, top_k=3), Distribution(top_p=0.6))
+    rows = [make_row(ways[i % 4], choices=Choices.IMAGE, seed=i, position=i) for i in range(40)]
+    logits = normal_logits(40, seed=8)
+    whole = draw(logits, rows)
+    for sampler in (Sampler(WITH_IMAGES, CPU), CpuSampler(Sampler(WITH_IMAGES, CPU))):
+        token_ids, _ = sampler.sample(logits[:, 4:12], rows, 4)
+        assert token_ids.tolist() == whole
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("distribution", [GREEDY, Distribution(), Distribution(top_k=3)])
 def test_a_row_that_is_not_finite_is_named_and_drawn_alike(
