@@ -21,10 +21,10 @@ work, not to generate images. Questions and answers are in lower case.
 
 | ask (pictures and words in either order) | answer |
 |---|---|
-| `red apple`, `draw a red apple`, `picture of a rocket`, keywords; modality `image` | its picture |
+| `red apple`, `draw a red apple`, `picture of a pineapple`, keywords; modality `image` | its picture |
 | a picture, alone or with `what is this?` | its name; on a second line its keywords |
-| `define guitar`, `what is a guitar?`; modality `text` | a short explanation |
-| `tell me about guitar`; modalities `text` and `image` | an explanation and the picture |
+| `define pineapple`, `what is a pineapple?`; modality `text` | a short explanation |
+| `tell me about pineapple`; modalities `text` and `image` | an explanation and the picture |
 
 Multi-turn chats work up to the context length; system messages are ignored.
 """
@@ -98,6 +98,19 @@ def _tasks(report: Mapping[str, Any]) -> str:
                 _percent(scores["round_trip"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += [""]
+    for routing, words in report["plain_words"].items():
+        lines.append(
+            f"Of {words['num_words']} plain words that no prompt of the training had (dog, happy "
+            f"face, sofa), {_percent(words['found'])} find a picture that shows them, under `{routing}`."
+        )
+    blanks, shown = report["greedy_blank_pictures"], report["samples"]
+    lines.append(f"Blank pictures drawn greedily: {blanks} of {shown}.")
+    decibels = (
+        f"{split.replace('_', ' ')} {value:.1f} dB"
+        for split, value in report["reconstruction_db"].items()
+    )
+    lines.append(f"A picture that becomes tokens and a picture again: {', '.join(decibels)}.")
     return "\n".join(lines) + "\n"
 
 

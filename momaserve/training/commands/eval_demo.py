@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     }
     llm = None
     for routing in args.routing:
-        llm = LLM(checkpoint, dtype=args.dtype, **_routing_options(RoutingPolicy(routing)))
+        options = _routing_options(RoutingPolicy(routing))
+        # The losses are those of the torch module, whose weights a backend may give up.
+        llm = LLM(checkpoint, dtype=args.dtype, keep_weights=bool(args.loss_batches), **options)
         report["tasks"][routing] = {}
         for split in ("train", "held_out"):
             items = sample_items(
