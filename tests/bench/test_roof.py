@@ -100,6 +100,11 @@ def test_a_dense_step_by_hand() -> None:
     )
 
 
+def test_the_head_of_codes_alone_has_codes_alone() -> None:
+    found = [step_bytes(DENSE, load(*n), itemsize=2, policy=CAUSAL).head for n in ((0, 3), (1, 3))]
+    assert found == [2 * 5 * 4, 2 * 10 * 4]
+
+
 def test_a_moe_step_counts_the_experts_that_got_a_token() -> None:
     experts = [(0, "all", (1, 0, 0, 2, 0, 0, 0, 0)), (1, "all", (0,) * 8)]
     found = step_bytes(MOE, load(3, experts=experts), itemsize=4, policy=CAUSAL)

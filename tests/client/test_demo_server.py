@@ -45,9 +45,9 @@ def apple(server: LiveServer) -> Png:
 
 
 def test_text_and_pictures_both_ways(client: Client, apple: Png) -> None:
-    assert "instrument" in client.chat("define guitar", temperature=0).text
+    assert "instrument" in client.chat("define violin", temperature=0).text
     assert client.chat("red apple", modalities=BOTH, seed=7).images == (apple,)
-    said = [message("user", "define guitar"), message("assistant", "a thing with strings")]
+    said = [message("user", "define violin"), message("assistant", "a thing with strings")]
     assert client.chat([*said, message("user", apple, "what is this?")], temperature=0).text
 
 
@@ -66,7 +66,7 @@ def test_streams_equal_whole_replies(client: Client, apple: Png) -> None:
 
 def test_routing_has_one_entry_per_token(client: Client) -> None:
     options = {"modalities": BOTH, "seed": 1, "return_token_ids": True, "include_routing": True}
-    for prompt in ("define guitar", "red apple"):
+    for prompt in ("define violin", "red apple"):
         (choice,) = client.chat(prompt, **options).choices  # type: ignore[arg-type]
         assert choice.routing is not None
         assert tuple(entry.token_id for entry in choice.routing) == choice.token_ids
@@ -78,14 +78,14 @@ def test_routing_has_one_entry_per_token(client: Client) -> None:
 
 
 def test_scoring_and_tokens(client: Client) -> None:
-    tokens = client.tokenize("define guitar", return_token_strs=True)
+    tokens = client.tokenize("define violin", return_token_strs=True)
     assert tokens.token_strs is not None
     assert len(tokens.token_strs) == tokens.count == len(tokens.modalities)
-    scored = client.complete("define guitar", echo=True, logprobs=0, max_tokens=0).choices[0]
+    scored = client.complete("define violin", echo=True, logprobs=0, max_tokens=0).choices[0]
     assert scored.logprobs is not None
     assert len(scored.logprobs.token_logprobs) == tokens.count
-    bare = client.tokenize("define guitar", add_special_tokens=False)
-    assert client.detokenize(bare.tokens).text == "define guitar"
+    bare = client.tokenize("define violin", add_special_tokens=False)
+    assert client.detokenize(bare.tokens).text == "define violin"
 
 
 def test_pictures_in_tokens(client: Client, apple: Png) -> None:
@@ -115,7 +115,7 @@ def test_router_counts(client: Client) -> None:
 
 def test_abort(client: Client, connect: Connect, server: LiveServer) -> None:
     options = {"modalities": ["text"], "ignore_eos": True, "request_id": "to-be-aborted"}
-    with client.stream_chat("define guitar", **options) as stream:  # type: ignore[arg-type]
+    with client.stream_chat("define violin", **options) as stream:  # type: ignore[arg-type]
         assert isinstance(next(stream), TextChunk)
         assert connect(server.url).abort(stream.request_id).id == "to-be-aborted"
         with pytest.raises(RequestAbortedError):
@@ -126,7 +126,7 @@ def test_a_server_that_is_killed(connect: Connect) -> None:
     server = start_server()
     client = connect(server.url, retries=Retries(max_retries=0))
     try:
-        stream = client.stream_chat("define guitar", ignore_eos=True)
+        stream = client.stream_chat("define violin", ignore_eos=True)
         assert isinstance(next(stream), TextChunk)
         server.process.kill()
         with pytest.raises(ConnectionFailedError, match="before the answer was whole") as caught:

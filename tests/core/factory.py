@@ -5,15 +5,58 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from momaserve.config import RoutingPolicy, SchedulerConfig
+from momaserve.config import RoutingPolicy, SchedulerConfig, Scheduling
 from momaserve.core.block_key import root_key
+from momaserve.core.cost_model import CostModel, MachineRates
+from momaserve.core.forecast import Forecast
+from momaserve.core.load import LoadMeter
+from momaserve.core.model_costs import GroupCosts, LayerCosts, ModelCosts
 from momaserve.core.plan import StepPlan
 from momaserve.core.scheduler import Scheduler
+from momaserve.modality import Modality
 from momaserve.request import Request, TokenSequence
 from momaserve.sampling import SamplingParams
 
 COMPANION_PROMPT = (1, 2)
 """What guidance puts before a picture: two tokens."""
+
+IMAGE_IDS = range(20, 22)
+BEGIN_IMAGE = 101
+"""As in `tests.core.slow_model`."""
+FOUR_AND_FOUR = ((Modality.TEXT,), (Modality.IMAGE,))
+ONE_GROUP = ((Modality.TEXT, Modality.IMAGE),)
+
+
+def make_costs(
+    modalities: Sequence[tuple[Modality, ...]] = FOUR_AND_FOUR, *, num_experts: int = 4
+) -> ModelCosts:
+    """Two layers; an expert is 100 bytes, attention 40 and the head 60."""
+    return ModelCosts(
+        groups=tuple(
+            GroupCosts(
+                modalities=served,
+                rates=(1 / num_experts,) * num_experts,
+                expert_bytes=100,
+                pair_flops=50,
+            )
+            for served in modalities
+        ),
+        layers=(LayerCosts(num_layers=2, shares=(1.0, 1.0)),),
+        dense_bytes=40,
+        dense_flops=20,
+        head_bytes=60,
+        head_flops=30,
+        kv_bytes=2,
+        visible_flops=1,
+    )
+
+
+def make_forecast(
+    modalities: Sequence[tuple[Modality, ...]] = FOUR_AND_FOUR, *, fixed_s: float = 0.0
+) -> Forecast:
+    """A byte takes a second, and so do a thousand operations."""
+    rates = MachineRates(bytes_per_s=1.0, flops_per_s=1000.0, fixed_s=fixed_s)
+    return Forecast(CostModel(make_costs(modalities), rates), LoadMeter(IMAGE_IDS, BEGIN_IMAGE))
 
 
 def make_scheduler(
@@ -25,15 +68,26 @@ def make_scheduler(
     max_queued_requests: int = 64,
     max_queued_tokens: int = 4096,
     prefix_caching: bool = True,
+    max_num_passes: int | None = None,
+    step_time_target_ms: float | None = None,
+    scheduling: Scheduling = Scheduling.ROUTER_AWARE,
+    forecast: Forecast | None = None,
 ) -> Scheduler:
     config = SchedulerConfig(
         max_num_requests=max_num_requests,
         max_num_step_tokens=max_num_step_tokens,
         max_queued_requests=max_queued_requests,
         max_queued_tokens=max_queued_tokens,
+        scheduling=scheduling,
+        max_num_passes=max_num_passes,
+        step_time_target_ms=step_time_target_ms,
     )
     return Scheduler(
-        config, num_blocks=num_blocks, block_size=block_size, prefix_caching=prefix_caching
+        config,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        prefix_caching=prefix_caching,
+        forecast=forecast,
     )
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from momaserve.config import RoutingPolicy, SchedulerConfig
+from momaserve.config import RoutingPolicy, SchedulerConfig, Scheduling
 from momaserve.core.block_key import root_key
 from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.scheduler import MAX_PREEMPTIONS, Scheduler
 from momaserve.errors import PromptError, QueueFullError, RequestError
 from momaserve.request import Request, RequestStatus, TokenSequence
 from momaserve.sampling import SamplingParams
+from tests.core.factory import make_forecast
 from tests.core.slow_model import (
     BEGIN,
     CODES,
@@ -40,6 +41,10 @@ class Limits:
     max_queued_requests: int = 12
     max_queued_tokens: int = 120
     prefix_caching: bool = True
+    scheduling: Scheduling = Scheduling.FCFS
+    max_num_passes: int | None = None
+    """None is what it is by default."""
+    step_time_target_ms: float | None = None
 
     def make_scheduler(self) -> Scheduler:
         config = SchedulerConfig(
@@ -47,13 +52,25 @@ class Limits:
             max_num_step_tokens=self.max_num_step_tokens,
             max_queued_requests=self.max_queued_requests,
             max_queued_tokens=self.max_queued_tokens,
+            scheduling=self.scheduling,
+            max_num_passes=self.max_num_passes,
+            step_time_target_ms=self.step_time_target_ms,
         )
         return Scheduler(
             config,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             prefix_caching=self.prefix_caching,
+            forecast=make_forecast(),
         )
+
+    @property
+    def most_passes(self) -> int:
+        """Younger requests that may start before one."""
+        if self.scheduling is Scheduling.FCFS:
+            return 0
+        default = 4 * self.max_num_requests
+        return default if self.max_num_passes is None else self.max_num_passes
 
 
 @dataclass(eq=False)
@@ -87,6 +104,8 @@ class SimulatedEngine:
         self._players: dict[str, Player] = {}
         self._flights: deque[Flight] = deque()
         self._num_submissions = 0
+        self._num_passes: Counter[Request] = Counter()
+        """Of each waiting request: younger ones that started before it."""
 
     @property
     def num_in_flight(self) -> int:
@@ -193,10 +212,23 @@ class SimulatedEngine:
                 assert _age(request) < _age(victim) or request.num_preemptions >= MAX_PREEMPTIONS, (
                     f"{victim.request_id} gave way to the younger {request.request_id}"
                 )
-        started = [_age(r) for r in going if r not in running]
+        started = [r for r in going if r not in running]
         for request in requests.values():
-            if started and request.status is RequestStatus.WAITING and request.leader_id is None:
-                assert _age(request) > max(started), f"{request.request_id} was passed"
+            if request.status is RequestStatus.WAITING and request.leader_id is None:
+                self._check_passes(request, started)
+
+    def _check_passes(self, request: Request, passing: list[Request]) -> None:
+        """A waiting request saw others start before it, in one step."""
+        for other in passing:
+            if _age(other) < _age(request):
+                continue
+            what = f"{other.request_id} passed {request.request_id}"
+            assert request.params.priority == other.params.priority, what
+            assert not request.num_preemptions and not other.num_preemptions, what
+            assert _is_drawing(request) != _is_drawing(other), what
+            self._num_passes[request] += 1
+            self.seen["passed"] += 1
+        assert self._num_passes[request] <= self.limits.most_passes, "passed too often"
 
     def _check_offers(self) -> None:
         """No block is offered, or counted as offered, before it is full of known tokens."""
@@ -321,6 +353,10 @@ class SimulatedEngine:
         assert not self.scheduler.has_work
         assert cache.num_free_blocks == cache.num_blocks
         assert self.scheduler.num_waiting == self.scheduler.num_waiting_tokens == 0
+
+
+def _is_drawing(request: Request) -> bool:
+    return request.sequence.token_ids[-1] in (BEGIN, *CODES)
 
 
 def _may_run_ahead(player: Player) -> bool:

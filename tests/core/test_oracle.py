@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from momaserve.config import Scheduling
 from tests.core.simulated_engine import Limits, SimulatedEngine
 from tests.core.slow_model import BEGIN, CODES, END, SALTS, TEXT, Submission
 
@@ -17,7 +18,8 @@ MOST_STEPS = 2000
 """Far more than any of these runs needs to end."""
 
 
-def random_limits(dice: random.Random) -> Limits:
+def random_limits(dice: random.Random, scheduling: Scheduling) -> Limits:
+    is_aware = scheduling is Scheduling.ROUTER_AWARE
     num_requests = dice.randint(2, 10)
     block_size = dice.choice([1, 2, 4, 8])
     return Limits(
@@ -28,6 +30,10 @@ def random_limits(dice: random.Random) -> Limits:
         max_queued_requests=dice.randint(4, 12),
         max_queued_tokens=dice.randint(40, 150),
         prefix_caching=dice.random() < 0.9,
+        scheduling=scheduling,
+        max_num_passes=dice.choice([None, 0, 1, 3]) if is_aware else None,
+        # From less than any step takes to more than most do.
+        step_time_target_ms=dice.choice([None, 1.0, 6e5, 1e6]) if is_aware else None,
     )
 
 
@@ -70,10 +76,10 @@ def random_submission(dice: random.Random) -> Submission:
     )
 
 
-def run(seed: int) -> Counter[str]:
+def run(seed: int, scheduling: Scheduling) -> Counter[str]:
     """One load from its first arrival to an empty engine; returns what happened in it."""
     dice = random.Random(seed)
-    engine = SimulatedEngine(random_limits(dice))
+    engine = SimulatedEngine(random_limits(dice, scheduling))
     depth = dice.choice([1, 2, 2, 3])
     fails = dice.random() < 0.3
     arrivals = dice.choice([0.1, 0.2, 0.3])
@@ -96,12 +102,13 @@ def run(seed: int) -> Counter[str]:
     return engine.seen
 
 
+@pytest.mark.parametrize("scheduling", Scheduling)
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, NUM_SEEDS_PER_TEST))
-def test_memory_and_answers_are_right_under_any_load(first: int) -> None:
+def test_memory_and_answers_are_right_under_any_load(first: int, scheduling: Scheduling) -> None:
     seen: Counter[str] = Counter()
     for seed in range(first, first + NUM_SEEDS_PER_TEST):
         try:
-            seen += run(seed)
+            seen += run(seed, scheduling)
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
@@ -120,3 +127,4 @@ def test_memory_and_answers_are_right_under_any_load(first: int) -> None:
         "refused: QueueFullError",
     ):
         assert seen[event] >= 5, f"{event} is too rare: {seen}"
+    assert (seen["passed"] >= 5) == (scheduling is Scheduling.ROUTER_AWARE), seen

@@ -6,11 +6,12 @@ undisturbed run; ages, budgets and caps are kept; nothing starves; all blocks co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from momaserve.config import Scheduling
 from tests.core.simulated_engine import Limits, SimulatedEngine
 from tests.core.slow_model import BEGIN, SALTS, TEXT, Submission
 
@@ -46,6 +47,17 @@ limits = st.builds(
     max_num_step_tokens=st.integers(3, 16),
     max_queued_requests=st.integers(4, 8),
     max_queued_tokens=st.integers(20, 60),
+)
+aware_limits = st.builds(
+    lambda limits, passes, target: replace(
+        limits,
+        scheduling=Scheduling.ROUTER_AWARE,
+        max_num_passes=passes,
+        step_time_target_ms=target,
+    ),
+    limits,
+    st.sampled_from([None, 0, 1, 2]),
+    st.sampled_from([None, 1.0, 7e5]),
 )
 prompts = st.builds(
     lambda length, tail: ((TEXT[0],) * 12)[:length] + tail,
@@ -89,7 +101,7 @@ operations: st.SearchStrategy[Operation] = st.one_of(
 
 
 @settings(derandomize=True, deadline=None, max_examples=NUM_LOADS)
-@given(limits=limits, load=st.lists(operations, min_size=2, max_size=12))
+@given(limits=limits | aware_limits, load=st.lists(operations, min_size=2, max_size=12))
 def test_any_load_is_served_right(limits: Limits, load: list[Operation]) -> None:
     engine = SimulatedEngine(limits)
     for operation in load:

@@ -36,7 +36,7 @@ def counter(server: LiveServer, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-LONG = "define guitar, and then define rocket, and then define a cat that is red"
+LONG = "define violin, and then define penguin, and then define a cat that is red"
 
 
 def test_a_prompt_that_comes_again_is_cached(server: LiveServer) -> None:
@@ -84,7 +84,7 @@ def test_guidance_changes_pictures_and_not_text(server: LiveServer) -> None:
     assert [len(ids) for ids in drawn] == [server.tokens_per_image + 2] * 3
     assert drawn[0] == drawn[1] != drawn[2]
     said = [
-        ids_of(chat(server, "define guitar", max_tokens=20, guidance_scale=scale))
+        ids_of(chat(server, "define violin", max_tokens=20, guidance_scale=scale))
         for scale in (1, 3)
     ]
     assert said[0] == said[1]
@@ -93,36 +93,36 @@ def test_guidance_changes_pictures_and_not_text(server: LiveServer) -> None:
 def test_guidance_of_scale_0_forgets_the_prompt(server: LiveServer) -> None:
     """With scale 0 only the logits without a prompt are left: any prompt gets the same picture."""
     fields: dict[str, Any] = {"modalities": ["image"], "guidance_scale": 0}
-    drawn = [ids_of(chat(server, name, **fields)) for name in ("red apple", "guitar")]
+    drawn = [ids_of(chat(server, name, **fields)) for name in ("red apple", "violin")]
     assert drawn[0] == drawn[1]
 
 
 def test_penalties_and_shortest_length(server: LiveServer) -> None:
     greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
-    plain = ids_of(chat(server, "define guitar", **greedy))
+    plain = ids_of(chat(server, "define violin", **greedy))
     strict = ids_of(
-        chat(server, "define guitar", presence_penalty=2, frequency_penalty=2, **greedy)
+        chat(server, "define violin", presence_penalty=2, frequency_penalty=2, **greedy)
     )
-    repeated = ids_of(chat(server, "define guitar", repetition_penalty=10, **greedy))
+    repeated = ids_of(chat(server, "define violin", repetition_penalty=10, **greedy))
     loose = ids_of(
-        chat(server, "define guitar", presence_penalty=-2, frequency_penalty=-2, **greedy)
+        chat(server, "define violin", presence_penalty=-2, frequency_penalty=-2, **greedy)
     )
     assert len(set(loose)) <= len(set(plain)) < len(set(strict))
     assert len(set(plain)) < len(set(repeated))
-    short = chat(server, "define guitar", temperature=0, max_tokens=60)
+    short = chat(server, "define violin", temperature=0, max_tokens=60)
     assert short["choices"][0]["finish_reason"] == "stop"
     num_tokens = len(ids_of(short)) + 5
-    longer = chat(server, "define guitar", temperature=0, max_tokens=60, min_tokens=num_tokens)
+    longer = chat(server, "define violin", temperature=0, max_tokens=60, min_tokens=num_tokens)
     assert len(ids_of(longer)) >= num_tokens
     assert ids_of(longer)[: len(ids_of(short))] == ids_of(short)
 
 
 def test_a_deadline_that_has_passed_at_once(server: LiveServer) -> None:
     timeouts = counter(server, 'request_success_total{finished_reason="timeout"}')
-    user = [{"role": "user", "content": "define guitar"}]
+    user = [{"role": "user", "content": "define violin"}]
     bodies: dict[str, dict[str, Any]] = {
         CHAT: {"messages": user},
-        COMPLETIONS: {"prompt": "define guitar"},
+        COMPLETIONS: {"prompt": "define violin"},
         IMAGES: {"prompt": "red apple"},
     }
     for path, body in bodies.items():
@@ -136,5 +136,5 @@ def test_a_deadline_that_has_passed_at_once(server: LiveServer) -> None:
 
 @pytest.mark.parametrize("priority", [-5, 5])
 def test_priority_changes_no_answer(server: LiveServer, priority: int) -> None:
-    first = ids_of(chat(server, "define guitar", max_tokens=10))
-    assert ids_of(chat(server, "define guitar", max_tokens=10, priority=priority)) == first
+    first = ids_of(chat(server, "define violin", max_tokens=10))
+    assert ids_of(chat(server, "define violin", max_tokens=10, priority=priority)) == first

@@ -72,7 +72,7 @@ def test_a_gloss_streams_as_the_whole(client: openai.OpenAI) -> None:
             seed=3,
             temperature=0,
             stream=stream,
-            messages=[{"role": "user", "content": "define guitar"}],
+            messages=[{"role": "user", "content": "define violin"}],
         )
         if isinstance(reply, openai.Stream):
             return "".join(chunk.choices[0].delta.content or "" for chunk in reply if chunk.choices)

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from momaserve.config import CacheConfig, EngineConfig, RoutingPolicy, SchedulerConfig
+from momaserve.config import (
+    CacheConfig,
+    EngineConfig,
+    RoutingPolicy,
+    SchedulerConfig,
+    Scheduling,
+)
 from momaserve.demo import CHECKPOINT
 from momaserve.engine import Engine
 from momaserve.errors import CheckpointError, ConfigError, PromptError
@@ -175,7 +181,8 @@ def test_options_reach_the_configuration() -> None:
     engine = "--dtype float32 --threads 1 --block-size 8 --max-num-requests 3 --plan-ahead off"
     routing = "--routing calibrated --prompt-routing expert_choice"
     server = "--host ::1 --port 0 --drain-timeout 1.5 --served-model-name m"
-    args = parse_serve(f"{engine} {routing} {server}".split())
+    steps = "--scheduling router-aware --max-num-passes 5 --step-time-target-ms 80.5"
+    args = parse_serve(f"{engine} {routing} {server} {steps}".split())
     assert engine_config(args) == EngineConfig(
         dtype="float32",
         threads=1,
@@ -183,11 +190,24 @@ def test_options_reach_the_configuration() -> None:
         routing=RoutingPolicy.CALIBRATED,
         prompt_routing=RoutingPolicy.EXPERT_CHOICE,
         cache=CacheConfig(block_size=8),
-        scheduler=SchedulerConfig(max_num_requests=3),
+        scheduler=SchedulerConfig(
+            max_num_requests=3,
+            scheduling=Scheduling.ROUTER_AWARE,
+            max_num_passes=5,
+            step_time_target_ms=80.5,
+        ),
     )
     assert server_settings(args) == ServerSettings(
         host="::1", port=0, drain_timeout_s=1.5, served_model_name="m"
     )
+
+
+def test_first_come_first_served_can_be_asked_for() -> None:
+    args = parse_serve(["--scheduling", "fcfs"])
+    assert engine_config(args).scheduler == SchedulerConfig(scheduling=Scheduling.FCFS)
+    args = parse_serve(["--scheduling", "fcfs", "--max-num-passes", "3"])
+    with pytest.raises(ConfigError, match="max_num_passes 3 needs scheduling router-aware"):
+        engine_config(args)
 
 
 def test_environment_gives_defaults_and_the_command_line_wins() -> None:

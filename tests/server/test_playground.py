@@ -405,7 +405,7 @@ def test_model_without_pictures_offers_text_only(browser: Browser) -> None:
         expect(page.get_by_label("guidance_scale")).to_be_disabled()
         expect(page.locator("#mode-text")).to_be_checked()
         expect(page.get_by_role("button", name="red apple")).to_be_hidden()
-        page.get_by_role("button", name="define guitar").click()
+        page.get_by_role("button", name="define violin").click()
         expect(page.locator(".answer-body")).to_contain_text(TEXT.strip())
 
 

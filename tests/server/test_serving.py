@@ -129,6 +129,12 @@ def test_unknown_host_is_one_clear_error() -> None:
         bound_socket(ServerSettings(host="256.1.1.1"))
 
 
+def test_replies_do_not_wait_for_acknowledgements() -> None:
+    """asyncio sets TCP_NODELAY on connections of a socket of this protocol alone."""
+    with bound_socket(ServerSettings(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
 def test_sigterm_while_a_checkpoint_loads_ends_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`momaserve bench architectures`: arithmetic of curves, and a smoke run of a few steps."""
+"""`momaserve bench learning`: arithmetic of curves, and a smoke run of a few steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import pytest
 from PIL import Image
 
 from momaserve.errors import DataError
-from momaserve_bench.architecture_curves import (
+from momaserve_bench.learning_curves import (
     curves_of,
     flops_to_reach,
     mean,
     smoothed,
     speed_up,
 )
-from momaserve_bench.architecture_report import BEGIN, END, write_page
+from momaserve_bench.learning_report import write_page
+from momaserve_bench.results_page import BEGIN, END
 from momaserve_server.cli import main
 from tests.training.user_data import write_captions, write_recipe
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "architectures.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "learning.md"
 
 
 # --- curves --------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def test_a_few_steps_of_every_architecture(
     words = [*source, "--image-tokenizer", str(codes), "--out", str(out), "--steps", "8"]
     words += ["--seeds", "0", "3", "--hidden-size", "24", "--num-layers", "1", "--num-rows", "1"]
     capsys.readouterr()
-    assert main(["bench", "architectures", *words, "--page", str(page)]) == 0
+    assert main(["bench", "learning", *words, "--page", str(page)]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
     names = ["dense", "1t1i", "moe_8x", "4t4i", "upcycled"]
@@ -133,7 +134,7 @@ def test_a_few_steps_of_every_architecture(
     parameters = {run["architecture"]: run["parameters"] for run in report["runs"]}
     assert parameters["upcycled"] == parameters["4t4i"] > parameters["1t1i"] > parameters["dense"]
 
-    whole = json.loads((out / "architectures.json").read_text())
+    whole = json.loads((out / "learning.json").read_text())
     first = whole["runs"][0]
     assert [flops for flops, _ in first["curves"]["train"]["all"]][-1] == first["flops"]
     assert len(first["curves"]["train"]["all"]) == len(first["curves"]["validation"]["all"]) == 8
@@ -142,17 +143,17 @@ def test_a_few_steps_of_every_architecture(
     assert upcycled == sorted(upcycled)
     seeded = json.loads((out / "upcycled-seed0" / "run" / "run.json").read_text())
     assert seeded["skip_steps"] == 2
-    with Image.open(out / "architectures.png") as picture:
+    with Image.open(out / "learning.png") as picture:
         assert picture.width == 1920
 
     text = page.read_text(encoding="utf-8")
     assert text.startswith(PAGE.read_text(encoding="utf-8").partition(BEGIN)[0])
     assert text.count(BEGIN) == text.count(END) == text.count("## Results") == 1
-    assert (tmp_path / "architectures.png").exists()
+    assert (tmp_path / "learning.png").exists()
 
     # Everything is there: a second call trains nothing and reports the same.
     written = (out / "4t4i-seed3" / "model.safetensors").stat().st_mtime_ns
-    assert main(["bench", "architectures", *words, "--page", str(page)]) == 0
+    assert main(["bench", "learning", *words, "--page", str(page)]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["runs"] == report["runs"]
     assert (out / "4t4i-seed3" / "model.safetensors").stat().st_mtime_ns == written
@@ -170,7 +171,7 @@ def test_a_few_steps_of_every_architecture(
 def test_settings_that_cannot_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert main(["bench", "architectures", "--out", str(tmp_path), *words]) == 2
+    assert main(["bench", "learning", "--out", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 
 
