@@ -1,246 +1,286 @@
-"""`momaserve bench architectures`: which architecture learns most for the same FLOPs.
-
-Every architecture learns the same rows in the same order for the same number of steps. Experts
-are equally wide in all of them, and a group of E experts takes each token once on average, so
-only the routers' FLOPs differ; they are counted.
-"""
+"""`momaserve bench architectures`: what sparsity of equal FLOPs costs and saves at inference."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from momaserve.environment import machine
 from momaserve.errors import ConfigError
 from momaserve.models.config import ModelConfig
 from momaserve.models.info import describe
-from momaserve.training.commands.common import set_up
-from momaserve.training.data import TrainingData, open_data
-from momaserve.training.documents.settings import DocumentSettings
-from momaserve.training.packing import PackedRows
+from momaserve.models.presets import preset_config
+from momaserve.sampling import Distribution, SamplingParams
 from momaserve.training.plot import new_figure
-from momaserve.training.pretrain import PretrainConfig, pretrain
-from momaserve.training.recipe import Recipe
-from momaserve.training.run import logged_seconds, read_log, write_atomically
-from momaserve.training.upcycle import start_upcycled
-from momaserve_bench.architecture_curves import MODALITIES, curves_of, mean, smoothed, speed_up
-from momaserve_bench.architecture_report import draw, print_report, write_page
-from momaserve_bench.options import ARCHITECTURES
-from momaserve_bench.report import print_result
+from momaserve_bench.architectures_cost import (
+    active_flops,
+    available_bytes,
+    expected_step_bytes,
+    groups_that_fit,
+    kv_cache_bytes,
+    needed_bytes,
+    weight_bytes,
+)
+from momaserve_bench.architectures_findings import Finding, add_ratios, rows_of
+from momaserve_bench.architectures_options import DENSE, PRESETS
+from momaserve_bench.architectures_plot import draw
+from momaserve_bench.architectures_report import markdown, print_report
+from momaserve_bench.engine_setup import with_image_tokens
+from momaserve_bench.peers.comparison import cases_of, check_work
+from momaserve_bench.peers.contest import Case, Contest, Entrant
+from momaserve_bench.peers.engine_process import EngineFailure, EngineProcess
+from momaserve_bench.peers.engines import launch_ours
+from momaserve_bench.peers.rates import DEFINITION
+from momaserve_bench.report import check_writable, print_result
+from momaserve_bench.results_page import ResultsPage
+from momaserve_bench.roof import SMALLEST_BUFFER_BYTES, measure_read_bandwidth
 
-EXPERTS: dict[str, dict[str, int]] = {
-    "dense": {"text+image": 1},
-    "moe_8x": {"text+image": 8},
-    "1t1i": {"text": 1, "image": 1},
-    "4t4i": {"text": 4, "image": 4},
-}
-"""Experts of each group, by the modalities that it serves."""
-SEED_SHARE = 0.25
-"""Share of the steps after which `upcycled` goes from 1t1i to 4t4i."""
-NUM_POINTS = 400
-"""Points of a training curve at most, and a twentieth of them is averaged."""
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train what is not trained yet, then compare.
-
-    Raises:
-        ConfigError: settings that cannot work, or no matplotlib.
-    """
-    if args.steps < 4:
-        raise ConfigError(f"--steps must be at least 4, got {args.steps}")
-    if len(set(args.seeds)) != len(args.seeds):
-        raise ConfigError(f"--seeds repeat: {args.seeds}")
-    new_figure()  # better to hear now than after hours that nothing can be drawn
-    device = set_up(args)
-    recipe = sized(Recipe.load(args.recipe), args)
-    chosen = [name for name in ARCHITECTURES if name in args.architectures]
-    runs: list[dict[str, Any]] = []
-    for seed in args.seeds:
-        experiment = Experiment.open(recipe, args, seed, device)
-        runs += [experiment.run(name) for name in chosen]
-    result = {"runs": runs, "speed_up": speed_ups(runs)}
-    paths = ("bench", "out", "data", "image_tokenizer", "page")
-    settings = {name: value for name, value in vars(args).items() if name not in paths}
-    settings |= {"recipe": Path(args.recipe).stem, "device": str(device)}
-    report = {"settings": settings, "machine": machine(), **result}
-    write_atomically(args.out / "architectures.json", json.dumps(report) + "\n")
-    draw(runs, args.out / "architectures.png")
-    if args.page is not None:
-        write_page(args.page, report, args.out / "architectures.png")
-    print_report(report)
-    short = [{k: v for k, v in each.items() if k != "curves"} for each in runs]
-    print_result("architectures", settings, {**result, "runs": short})
-    return 0
-
-
-def sized(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    """The recipe with the sizes that the options give.
-
-    Raises:
-        ConfigError: a hidden size that is no multiple of the recipe's head_dim.
-    """
-    model, training = dict(recipe.model), recipe.pretrain
-    if args.hidden_size is not None:
-        heads, rest = divmod(args.hidden_size, model["head_dim"])
-        if rest or not heads:
-            raise ConfigError(
-                f"--hidden-size must be a multiple of head_dim {model['head_dim']}, "
-                f"got {args.hidden_size}"
-            )
-        model |= {"hidden_size": args.hidden_size, "num_attention_heads": heads}
-        model["num_key_value_heads"] = heads
-    if args.num_layers is not None:
-        model["num_hidden_layers"] = args.num_layers
-    if args.num_rows is not None:
-        training = replace(training, num_rows=args.num_rows)
-    data = recipe.data
-    if isinstance(data, DocumentSettings):
-        data = replace(data, num_rows=training.num_rows)
-    return replace(recipe, model=model, pretrain=training, data=data)
-
-
-def expert_groups(name: str, like: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `expert_groups` of an architecture, its experts as wide as those of group `like`."""
-    return [
-        {
-            "name": served.replace("+", "_"),
-            "modalities": served.split("+"),
-            "num_experts": count,
-            "intermediate_size": like["intermediate_size"],
-        }
-        for served, count in EXPERTS[name].items()
-    ]
-
-
-def speed_ups(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """eta over the dense run of the same seed: by architecture and modality, per seed and mean."""
-    dense = {run["seed"]: run for run in runs if run["architecture"] == "dense"}
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run["seed"] not in dense:
-            continue
-        rows = found.setdefault(run["architecture"], {})
-        for name in MODALITIES:
-            theirs = dense[run["seed"]]["curves"]["train_smoothed"][name]
-            eta = speed_up(theirs, run["curves"]["train_smoothed"][name])
-            rows.setdefault(name, {"per_seed": []})["per_seed"].append(eta)
-    for rows in found.values():
-        for values in rows.values():
-            values["mean"] = mean(values["per_seed"])
-    return found
+_GIB = 1 << 30
+_STEP_TOKENS = 1024
+"""Of one step, or more where a batch of prompts has more: all rows start together."""
+_NO_SETTING = ("bench", "logs", "page", "plot", "save_result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experiment:
-    """All architectures under one seed, on the same data."""
+class Plan:
+    """What runs: `names` in the order of their turns."""
 
-    recipe: Recipe
-    data: TrainingData
-    validation: list[PackedRows]
-    out: Path
-    training: PretrainConfig
-    device: torch.device
+    names: tuple[str, ...]
+    configs: Mapping[str, ModelConfig]
+    """With pictures of `--output-len` codes."""
+    cases: tuple[Case, ...]
+    args: argparse.Namespace
 
     @classmethod
-    def open(
-        cls, recipe: Recipe, args: argparse.Namespace, seed: int, device: torch.device
-    ) -> Experiment:
-        steps = args.steps
-        training = replace(
-            recipe.pretrain,
-            seed=seed,
-            num_steps=steps,
-            warmup_steps=min(recipe.pretrain.warmup_steps, steps // 10),
-            log_every=max(1, steps // NUM_POINTS),
-            save_every=max(1, steps // 20),
-            validate_every=max(1, steps // 20),
-        )
-        settings = recipe.data
-        if isinstance(settings, DocumentSettings):
-            settings = replace(settings, seed=seed)
-        recipe = replace(recipe, pretrain=training, data=settings)
-        data = open_data(recipe, args.data, args.image_tokenizer, args.out / f"data-seed{seed}")
-        return cls(
-            recipe=recipe,
-            data=data,
-            validation=data.validation_batches(),
-            out=args.out,
-            training=training,
-            device=device,
-        )
-
-    def config(self, name: str) -> ModelConfig:
-        like = self.recipe.model["expert_groups"][0]
-        groups = {"expert_groups": expert_groups(name, like)}
-        return ModelConfig.from_dict({**self.data.config.to_dict(), **groups})
-
-    def run(self, name: str) -> dict[str, Any]:
-        """Train an architecture, or what is left of it, and read its log."""
-        if name != "upcycled":
-            return self._result(name, [self._train(name, name, self.training)])
-        whole = self.training.num_steps
-        steps = round(SEED_SHARE * whole)
-        # The seed's rate stays up: its schedule is the beginning of a long one.
-        first = replace(self.training, num_steps=steps, decay_from=1.0)
-        rest = replace(self.training, num_steps=whole - steps, router_noise="gumbel")
-        seed = self._train("1t1i", "upcycled-from", first)
-        return self._result(name, [seed, self._train("4t4i", name, rest, seed, steps)])
-
-    def _train(
-        self,
-        architecture: str,
-        label: str,
-        training: PretrainConfig,
-        seed_checkpoint: Path | None = None,
-        skip_steps: int = 0,
-    ) -> Path:
-        """The checkpoint directory of a run that is finished."""
-        out = self.out / f"{label}-seed{training.seed}"
-        config = self.config(architecture)
-        start = None
-        if seed_checkpoint is not None:
-            start = start_upcycled(seed_checkpoint, config, training.seed)
-        pretrain(
-            config,
-            training,
-            self.data.rows_of_step,
-            out,
-            validation=self.validation,
-            start=start,
-            skip_steps=skip_steps,
-            fingerprint=self.data.fingerprint,
-            device=self.device,
-        )
-        return out
-
-    def _result(self, name: str, outs: list[Path]) -> dict[str, Any]:
-        """What one or several runs, one going on with the other, come to."""
-        train: dict[str, list[tuple[float, float]]] = {m: [] for m in MODALITIES}
-        valid: dict[str, list[tuple[float, float]]] = {m: [] for m in MODALITIES}
-        spent = seconds = 0.0
-        for out in outs:
-            records = read_log(out / "run")
-            for modality in MODALITIES:
-                train[modality] += curves_of(records, "", spent)[modality]
-                valid[modality] += curves_of(records, "valid_", spent)[modality]
-            spent += records[-1]["flops"]
-            seconds += logged_seconds(out / "run")
-        window = max(1, max(map(len, train.values())) // 20)
-        smooth = {modality: smoothed(curve, window) for modality, curve in train.items()}
-        return {
-            "architecture": name,
-            "seed": self.training.seed,
-            "parameters": describe(ModelConfig.load(outs[-1])).num_parameters,
-            "steps": self.training.num_steps,
-            "flops": spent,
-            "seconds": round(seconds, 1),
-            "loss": {m: curve[-1][1] for m, curve in smooth.items() if curve},
-            "validation_loss": {m: curve[-1][1] for m, curve in valid.items() if curve},
-            "curves": {"train": train, "train_smoothed": smooth, "validation": valid},
+    def of(cls, args: argparse.Namespace) -> Plan:
+        names = tuple(name for name in PRESETS if name in args.architectures)
+        configs = {
+            name: with_image_tokens(preset_config(_preset(name, args)), args.output_len)
+            for name in names
         }
+        return cls(names=names, configs=configs, cases=tuple(cases_of(args)), args=args)
+
+    def modalities(self, case: Case) -> list[str]:
+        """What rows decode in a case; a prompt alone is words, and one row has no halves."""
+        if case.kind == "prefill":
+            return ["text"]
+        return [one for one in self.args.modality if one != "mixed" or case.batch_size > 1]
+
+    def job(self, name: str) -> dict[str, Any]:
+        """What a process is asked to load."""
+        args = self.args
+        batch_size = max(case.batch_size for case in self.cases)
+        return {
+            "model": _preset(name, args),
+            "dtype": args.dtype,
+            "threads": args.threads,
+            "max_batch_size": batch_size,
+            "max_num_step_tokens": max(_STEP_TOKENS, batch_size * args.input_len),
+            "kv_cache_bytes": kv_cache_bytes(self.configs[name], self.cases, args.dtype),
+            "image_tokens": args.output_len,
+            "temperature": args.temperature,
+        }
+
+
+@dataclass(slots=True)
+class Found:
+    """What all groups gave."""
+
+    findings: list[Finding] = field(default_factory=list)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of each architecture that loaded: versions, settings, load time, memory."""
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status: 0 if every architecture did all of its work; what could not is in the report.
+
+    Raises:
+        ConfigError: a value that cannot work, architectures that memory has no room for, or no
+            matplotlib where something is to be drawn.
+        DataError: a page without marks.
+    """
+    for name in ("architectures", "modality", "batch_sizes"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+    cores = len(os.sched_getaffinity(0))
+    args.threads = cores if args.threads is None else args.threads
+    check(args, cores)
+    picture = None
+    if args.page is not None:
+        ResultsPage.open(args.page)
+        picture = args.page.with_name("architectures.png")
+    for flag, path in (("--save-result", args.save_result), ("--plot", args.plot)):
+        check_writable(flag, path)
+    if args.plot is not None or picture is not None:
+        new_figure()  # better to hear now than after an hour that nothing can be drawn
+    plan = Plan.of(args)
+    needed = {n: needed_bytes(plan.configs[n], plan.cases, args.dtype) for n in plan.names}
+    available = available_bytes()
+    room = None if available is None else available - round(args.roof_gib * _GIB)
+    found = Found()
+    groups = groups_that_fit(needed, room)
+    if len(groups) > 1:
+        _say(f"too little memory for all: {DENSE} takes turns with one other at a time")
+    for number, names in enumerate(groups):
+        _measure(plan, number, names, found)
+    report = _report(plan, groups, found)
+    print_report(report)
+    for path in (args.plot, picture):
+        if path is not None:
+            draw(report, path)
+    if picture is not None:
+        ResultsPage.open(args.page).write(markdown(report, picture.name))
+    settings = report.pop("settings")
+    report.pop("machine")
+    print_result("architectures", settings, report, save=args.save_result)
+    return 1 if found.missing else 0
+
+
+def check(args: argparse.Namespace, cores: int) -> None:
+    """Raises ConfigError, or SamplingError for the temperature, naming a value and its limit."""
+    check_work(args, cores)
+    SamplingParams(text=Distribution(temperature=args.temperature))
+    if DENSE not in args.architectures:
+        raise ConfigError(f"--architectures must have {DENSE}: all ratios are against it")
+    if "mixed" in args.modality:
+        for size in args.batch_sizes:
+            if size > 1 and size % 2:
+                raise ConfigError(
+                    f"--batch-sizes must be 1 or even, for half of the rows of a mixed batch draw, "
+                    f"got {size}"
+                )
+        if args.modality == ["mixed"] and 1 in args.batch_sizes:
+            raise ConfigError("--batch-sizes must be at least 2 for mixed batches alone, got 1")
+    if not args.roof_gib * _GIB >= SMALLEST_BUFFER_BYTES or args.roof_gib == float("inf"):
+        least = SMALLEST_BUFFER_BYTES / _GIB
+        raise ConfigError(f"--roof-gib must be at least {least:.4f}, got {args.roof_gib}")
+    limit = preset_config(_preset(DENSE, args)).max_position_embeddings
+    if args.input_len + args.output_len + 2 > limit:
+        raise ConfigError(
+            f"--input-len and --output-len together must be at most {limit - 2}, got "
+            f"{args.input_len} + {args.output_len}"
+        )
+    if args.prefill_len + 1 > limit:
+        raise ConfigError(f"--prefill-len must be at most {limit - 1}, got {args.prefill_len}")
+
+
+def _preset(name: str, args: argparse.Namespace) -> str:
+    return PRESETS[name].format(size=args.size)
+
+
+def _say(line: str) -> None:
+    print(f"architectures: {line}", flush=True)
+
+
+def _measure(plan: Plan, number: int, names: Sequence[str], found: Found) -> None:
+    """One group: everything about it goes into `found`."""
+    args = plan.args
+    with ExitStack() as stack:
+        players: list[EngineProcess] = []
+        for name in names:
+            log = args.logs.absolute() / f"{args.size}-{name}.log"
+            try:
+                process = EngineProcess(launch_ours(name, args.threads), log, args.timeout)
+            except EngineFailure as failure:
+                found.missing[name] = str(failure)
+                _say(str(failure))
+                continue
+            players.append(stack.enter_context(process))
+        # Ids mean the same in all of them, so one configuration makes everybody's prompts.
+        contest = Contest(
+            players, plan.configs[DENSE], seed=args.seed, pause_s=args.pause, say=_say
+        )
+        contest.load({name: plan.job(name) for name in names})
+        for case in plan.cases:
+            _say(f"{case.kind}, {case.batch_size} row(s): {', '.join(contest.players)}")
+            found.findings += _take_turns(plan, number, case, names, contest)
+        for name in list(contest.players):
+            memory = contest.ask(name, {"memory": {}})
+            idle = contest.idleness[name]
+            share = idle.cpu_s / idle.wall_s if idle.wall_s else None
+            if memory is not None:
+                one = {**contest.engines[name], **memory, "idle_cpu_share": share}
+                found.engines.setdefault(name, one)
+        found.missing.update(contest.failures)
+
+
+def _take_turns(
+    plan: Plan, number: int, case: Case, names: Sequence[str], contest: Contest
+) -> list[Finding]:
+    args = plan.args
+    is_decode = case.kind == "decode"
+    bandwidth = (
+        measure_read_bandwidth(round(args.roof_gib * _GIB), threads=args.threads)
+        if is_decode
+        else None
+    )
+    # One kind of rows after the other; within it, everybody has a turn.
+    entrants = [Entrant(name, rows) for rows in plan.modalities(case) for name in names]
+    measured = contest.run(case, entrants, args.rounds)
+    findings: list[Finding] = []
+    for entrant in entrants:
+        name, one = entrant.engine, measured.get(entrant.label)
+        if one is None:
+            continue
+        touched = None
+        if is_decode:  # the last round again, with the same tokens, watched
+            touched = contest.ask(name, {"touched": contest.work(case, entrant.rows, args.rounds)})
+            if touched is None:
+                continue
+            touched["expected_bytes_per_step"] = expected_step_bytes(
+                plan.configs[name],
+                entrant.rows,
+                case.batch_size,
+                context=case.input_len + case.output_len // 2,
+                dtype=args.dtype,
+            )
+        findings.append(
+            Finding(
+                group=number,
+                architecture=name,
+                kind=case.kind,
+                rows=entrant.rows,
+                batch_size=case.batch_size,
+                rates=tuple(one.rates),
+                first_token_s=tuple(one.first_token_s),
+                touched=touched,
+                read_bandwidth=bandwidth,
+            )
+        )
+    return findings
+
+
+def _report(plan: Plan, groups: Sequence[tuple[str, ...]], found: Found) -> dict[str, Any]:
+    args = plan.args
+    architectures: list[dict[str, Any]] = []
+    for name in plan.names:
+        if name not in found.engines:
+            continue
+        config, flops = plan.configs[name], active_flops(plan.configs[name])
+        architectures.append(
+            {
+                "architecture": name,
+                "preset": _preset(name, args),
+                "num_parameters": describe(config).num_parameters,
+                **{f"{modality}_flops_per_token": count for modality, count in flops.items()},
+                "weight_bytes": weight_bytes(config, args.dtype),
+                "kv_cache_bytes": kv_cache_bytes(config, plan.cases, args.dtype),
+                **found.engines[name],
+            }
+        )
+    keys = ("text_flops_per_token", "image_flops_per_token", "weight_bytes", "resident_bytes")
+    add_ratios(architectures, keys)
+    settings = {name: value for name, value in vars(args).items() if name not in _NO_SETTING}
+    return {
+        "settings": settings,
+        "machine": machine(),
+        "definition": DEFINITION,
+        "groups": [list(names) for names in groups],
+        "architectures": architectures,
+        "results": rows_of(found.findings),
+        "missing": found.missing,
+    }

@@ -14,7 +14,7 @@ from momaserve.models.config import ModelConfig
 from momaserve.outputs import FinishReason, RequestStats, TokenOutput
 from momaserve.request import Submission
 from momaserve.stats import StepStats
-from momaserve_bench.roof import StepLoad
+from momaserve_bench.roof import StepBytes, StepLoad, step_bytes
 
 
 class EngineFailedError(MomaserveError):
@@ -92,6 +92,15 @@ class _Row:
         self.num_outputs += 1
         self.token_ids += output.token_ids
         self.num_tokens.update(map(self.config.modality_of, output.token_ids))
+
+
+def mean_step_bytes(engine: Engine, loads: Sequence[StepLoad]) -> StepBytes:
+    """What the steps that were counted must read at least, on average; at least one step."""
+    config, policy = engine.model_config, engine.config.routing
+    itemsize = engine.dtype.itemsize
+    return StepBytes.mean(
+        [step_bytes(config, load, itemsize=itemsize, policy=policy) for load in loads]
+    )
 
 
 def run_batch(

@@ -75,7 +75,7 @@ def load_engine(
             f"--image-tokens {image_tokens} cannot change the pictures of {source.name}, a "
             "trained checkpoint: only those of a preset have any length"
         )
-    return Engine(_preset_parts(source, image_tokens, config), config)
+    return Engine(preset_parts(source, image_tokens, config), config)
 
 
 def with_image_tokens(config: ModelConfig, count: int) -> ModelConfig:
@@ -91,7 +91,7 @@ def with_image_tokens(config: ModelConfig, count: int) -> ModelConfig:
     return replace(config, image=replace(config.image, tokens_per_image=count, grid=(1, count)))
 
 
-def _preset_parts(name: str, image_tokens: int, config: EngineConfig) -> ModelParts:
+def preset_parts(name: str, image_tokens: int, config: EngineConfig) -> ModelParts:
     """As `load_model_parts` makes them of a preset, but for the pictures' length."""
     model_config = with_image_tokens(preset_config(name), image_tokens)
     device = choose_device(config.device)

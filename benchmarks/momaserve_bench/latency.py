@@ -20,16 +20,10 @@ from momaserve.models.random_weights import ordinary_token_ids
 from momaserve.request import Submission
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve.tokens.prompt import Prompt
-from momaserve_bench.batch_run import BatchTimes, LoadCounter, run_batch
+from momaserve_bench.batch_run import BatchTimes, LoadCounter, mean_step_bytes, run_batch
 from momaserve_bench.engine_setup import load_engine, settings_of
 from momaserve_bench.report import print_result, print_table
-from momaserve_bench.roof import (
-    StepBytes,
-    StepLoad,
-    mean_distinct_experts,
-    measure_read_bandwidth,
-    step_bytes,
-)
+from momaserve_bench.roof import StepLoad, mean_distinct_experts, measure_read_bandwidth
 from momaserve_bench.spread import linear_percentile
 
 DEFAULT_OUTPUT_LEN = 128
@@ -153,18 +147,7 @@ class Batches:
     def _roof(
         self, loads: Sequence[StepLoad], size: int, step_s: float, bandwidth: float
     ) -> dict[str, Any]:
-        engine = self._engine
-        touched = StepBytes.mean(
-            [
-                step_bytes(
-                    engine.model_config,
-                    load,
-                    itemsize=engine.dtype.itemsize,
-                    policy=engine.config.routing,
-                )
-                for load in loads
-            ]
-        )
+        touched = mean_step_bytes(self._engine, loads)
         roof_s = touched.total / bandwidth
         return {
             "bytes_per_step": touched.total,

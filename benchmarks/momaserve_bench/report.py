@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from momaserve.environment import machine
+from momaserve.errors import ConfigError
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -27,6 +28,23 @@ def print_result(
     if save is not None:
         save.write_text(line + "\n", encoding="utf-8")
     print(line)
+
+
+def check_writable(flag: str, path: Path | None) -> None:
+    """Better to hear now than after a long run; None is no file.
+
+    Raises:
+        ConfigError: the file that `flag` names cannot be written.
+    """
+    if path is None:
+        return
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written: {error}") from None
+    if is_new:
+        path.unlink()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -124,9 +124,16 @@ def step_bytes(
         attention=itemsize * attention,
         experts=itemsize * experts,
         routers=ROUTER_BYTES * routers,
-        head=float(itemsize * config.vocab_size * hidden),
+        head=float(itemsize * _head_rows(config, load) * hidden),
         kv=itemsize * kv,
     )
+
+
+def _head_rows(config: ModelConfig, load: StepLoad) -> int:
+    """Ids that the step chooses from: after codes alone come codes, unless a picture ends."""
+    if config.image is None or load.num_tokens.get(Modality.TEXT, 0):
+        return config.vocab_size
+    return config.image.num_codes
 
 
 def _router_weights(hidden: int, outputs: int, aux: int, policy: RoutingPolicy) -> int:
@@ -195,7 +202,7 @@ def measure_read_bandwidth(
         partial(torch.mv, buffer, vector),
     )
     best_s = float("inf")
-    with _torch_threads(threads):
+    with torch_threads(threads):
         for _ in range(repeats):
             for read in reads:
                 _wait_for(device)
@@ -207,7 +214,8 @@ def measure_read_bandwidth(
 
 
 @contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """So many torch threads meanwhile; None leaves them as they are."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

@@ -125,7 +125,7 @@ def check_health_command(image: dict[str, Any], pid: int, uid: int) -> None:
 def check_drain(server: Server) -> None:
     """SIGTERM while an answer is streamed."""
     body = {
-        "messages": [{"role": "user", "content": "define guitar"}],
+        "messages": [{"role": "user", "content": "define violin"}],
         "stream": True,
         "stream_options": {"include_usage": True},
         "ignore_eos": True,

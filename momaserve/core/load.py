@@ -71,11 +71,16 @@ class LoadMeter:
         """
         num_tokens = num_images = kv_tokens = 0
         pairs = 0.0
+        image_ids = self._image_ids
         for sequence, start, count in parts:
             num_tokens += count
-            num_images += self.count_images(sequence, start, count)
             kv_tokens += start + count
-            pairs += visible_pairs(start, count)
+            if count == 1 and start < len(sequence.token_ids):  # nearly all of most steps
+                num_images += sequence.token_ids[start] in image_ids
+                pairs += start + 1
+            else:
+                num_images += self.count_images(sequence, start, count)
+                pairs += visible_pairs(start, count)
         return StepLoad(
             text_tokens=num_tokens - num_images,
             image_tokens=num_images,

@@ -21,14 +21,18 @@ from momaserve.request import Request, RequestStatus
 MAX_PREEMPTIONS = 3
 """A request that was preempted so often starts again only with room for its whole course."""
 
+BACKLOG_PER_SLOT = 2
+"""Requests that wait for each that may run, before one may pass another (docs/scheduling.md)."""
+
 
 class Scheduler:
     """Moves each running request's `num_computed_tokens` towards its `num_tokens`, step by step.
 
     Owns the waiting queue, the running requests and, through `kv_cache`, every block. All calls
-    come from one thread. Age is (priority, arrival): the oldest waiting request starts first and
-    lets nobody pass, and the youngest running one is preempted when blocks run out, so the
-    oldest always gets on, and each request is the oldest one day.
+    come from one thread. Age is (priority, arrival): the oldest waiting request starts first, but
+    for a bounded number that may pass it (`core.admission`), and the youngest running one is
+    preempted when blocks run out, so the oldest always gets on, and each request is the oldest
+    one day.
 
     A step may be planned while others are still in flight, for those requests whose next token
     does not depend on what is being sampled (`schedule(ahead)`); steps are settled in order.
@@ -102,7 +106,7 @@ class Scheduler:
                 costs,
                 meter,
                 max_num_passes=config.num_passes_allowed,
-                min_backlog=config.max_num_requests,
+                min_backlog=BACKLOG_PER_SLOT * config.max_num_requests,
             )
             self._waiting = WaitingQueue(config, lambda request: meter.phase(request.sequence))
         if config.step_time_target_ms is not None:

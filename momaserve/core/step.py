@@ -21,12 +21,14 @@ class StepDraft:
         """
         assert budget <= limit, (budget, limit)
         self.budget = budget
-        """Tokens left; below 0 after a prompt that must be whole and is longer."""
+        """Tokens left; below 0 after something that could not be cut."""
         self._first_budget = budget
         self._limit = limit
         self.requests: dict[Request, None] = {}
         """Every request of the step, once."""
         self.sequences: list[PlannedSequence] = []
+        self._parts: list[tuple[TokenSequence, int, int]] = []
+        """(sequence, first token, count) of each of `sequences`."""
         self.samples: list[str] = []
         self.leaders: list[Request] = []
         """Requests of `samples` whose followers may start now."""
@@ -40,6 +42,7 @@ class StepDraft:
         """Takes computed tokens of the request's own sequence (index OWN) or of a companion."""
         sequence = request.sequence if index == OWN else request.companions[index]
         self.requests[request] = None
+        self._parts.append((sequence, start, count))
         self.sequences.append(
             PlannedSequence(request.request_id, index, start, count, sequence.blocks)
         )
@@ -51,8 +54,15 @@ class StepDraft:
         return self._first_budget - self.budget
 
     def share_for(self, request: Request) -> int:
-        """Tokens that a request may take which starts now."""
-        return self._limit - self.num_tokens if prompt_must_be_whole(request) else self.budget
+        """Tokens that a request may take which starts now.
+
+        What must be computed in one step is not cut for the sake of time: a whole prompt, and
+        the last tokens of all sequences of a request.
+        """
+        room = self._limit - self.num_tokens
+        if prompt_must_be_whole(request):
+            return room
+        return max(self.budget, min(request.num_sequences, room))
 
     def plan(self, load: StepLoad | None = None, predicted_s: float | None = None) -> StepPlan:
         """
@@ -74,16 +84,21 @@ class StepDraft:
 
     def measured_by(self, meter: LoadMeter) -> StepLoad:
         """The load of what is planned so far."""
-        requests = {request.request_id: request for request in self.requests}
-        num_rows = sum(1 + len(requests[name].companions) for name in self.samples)
-        parts: list[tuple[TokenSequence, int, int]] = []
-        for name, index, start, count, _ in self.sequences:
-            request = requests[name]
-            sequence = request.sequence if index == OWN else request.companions[index]
-            parts.append((sequence, start, count))
-            if request.params.prompt_logprobs is not None and index == OWN:
-                num_rows += max(0, min(count, request.num_prompt_tokens - start))
-        return meter.measure(parts, num_rows)
+        num_rows = len(self.samples)
+        for request in self.requests:
+            if request.companions and request.request_id in self.samples:
+                num_rows += len(request.companions)
+            if request.params.prompt_logprobs is not None:
+                num_rows += self._num_scored(request)
+        return meter.measure(self._parts, num_rows)
+
+    def _num_scored(self, request: Request) -> int:
+        """Prompt tokens of a request that the step computes."""
+        return sum(
+            max(0, min(count, request.num_prompt_tokens - start))
+            for sequence, start, count in self._parts
+            if sequence is request.sequence
+        )
 
 
 def token_parts(

@@ -47,7 +47,7 @@ def cpu_backend(
     started = time.monotonic()
     hidden = _rehearse(partial(forward_in, _small_memory(model, storage)), model)
     cpu_sampler.sample(packed.logits(hidden, range(model.config.vocab_size)), [_ANY_ROW])
-    logger.info("compiled kernels are ready after %.1f s", time.monotonic() - started)
+    logger.info("compiled kernels loaded in %.1f s", time.monotonic() - started)
     forward = partial(forward_in, BlockMemory(storage))
     return Backend("cpu", forward, packed.logits, cpu_sampler.sample)
 

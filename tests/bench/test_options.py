@@ -10,7 +10,7 @@ import pytest
 from momaserve_server.cli import main
 from tests.server.test_cli import HEAVY
 
-COMMANDS = ("latency", "throughput", "serve")
+COMMANDS = ("latency", "throughput", "serve", "learning", "architectures", "growth", "kernels")
 
 
 @pytest.mark.parametrize("bench", [[], *([name] for name in COMMANDS)])

@@ -210,3 +210,18 @@ def test_ours_runs_with_each_kind_of_rows_where_pictures_have_experts() -> None:
     assert labels == ["momaserve", "momaserve (image)", "vllm"]
     for config, case in ((_CONFIG, _PREFILL), (preset_config("moma-435m-moe-8x"), _DECODE)):
         assert [one.label for one in entrants_of(engines, config, case)] == engines
+
+
+def test_a_player_can_be_asked_more_until_it_fails() -> None:
+    contest, said = make_contest(FakePlayer("a", [], fails_at=-1), FakePlayer("b", []))
+    work = contest.work(_DECODE, "mixed", 1)
+    answer = contest.ask("b", {"run": work})
+    assert answer is not None and len(answer["tokens"]) == 2
+    assert work["pictures"] == [False, True] and work["num_new"] == 3
+    assert contest.work(_DECODE, "mixed", 1) == work
+    assert contest.work(_DECODE, "mixed", 2) != work
+    assert contest.ask("a", {"run": work}) is None  # it could not load
+    contest.players["b"].num_runs = contest.players["b"].fails_at = 7  # type: ignore[attr-defined]
+    assert contest.ask("b", {"run": work}) is None
+    assert contest.failures["b"] == said[-1] == "b died"
+    assert contest.players == {}

@@ -124,15 +124,21 @@ class Engine:
         if not prompts:
             raise ValueError("no prompts\\nat all")
         return [[1] * num_new for _ in prompts], [[0.5] * num_new for _ in prompts]
+
+    def told(self, what):
+        return {"told": what}
 """
 
 
 def test_the_real_program_keeps_standard_output_for_answers(tmp_path: Path) -> None:
     nothing = {"run": {"prompts": [], "num_new": 1, "pictures": []}}
-    got = answers([_RUN, {"load": {"a": 1}}, _RUN, nothing], _TOY, tmp_path)
+    more: list[dict[str, Any]] = [{"told": {"what": 3}}, {"asked": {}}]
+    got = answers([_RUN, {"load": {"a": 1}}, _RUN, nothing, *more], _TOY, tmp_path)
     assert got == [
         {"error": "nothing is loaded"},
         {"versions": {"toy": "2"}, "settings": {"a": 1}},
         {"tokens": [[1, 1, 1]] * 2, "times": [[0.5, 0.5, 0.5]] * 2, "settings": {"a": 1}},
         {"error": "ValueError: no prompts"},
+        {"told": 3},
+        {"error": "AttributeError: 'Engine' object has no attribute 'asked'"},
     ]

@@ -45,6 +45,17 @@ def run(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace, cores: int) -> None:
     """Raises ConfigError naming an option, its value and its limit."""
+    check_work(args, cores)
+    for pair in args.pairs:
+        _check_lengths(args, preset_config(PAIRS[pair]), pair)
+
+
+def check_work(args: argparse.Namespace, cores: int) -> None:
+    """Batches, lengths, rounds, threads and times, whoever takes turns.
+
+    Raises:
+        ConfigError: names an option, its value and its limit.
+    """
     limits = {"input_len": 1, "output_len": 2, "prefill_len": 0, "rounds": 1, "threads": 1}
     for name, least in limits.items():
         if getattr(args, name) < least:
@@ -61,8 +72,6 @@ def check(args: argparse.Namespace, cores: int) -> None:
         raise ConfigError(f"--timeout must be more than 0 seconds, got {args.timeout}")
     if args.save_result is not None and not args.save_result.absolute().parent.is_dir():
         raise ConfigError(f"--save-result: there is no folder {args.save_result.parent}")
-    for pair in args.pairs:
-        _check_lengths(args, preset_config(PAIRS[pair]), pair)
 
 
 def _check_lengths(args: argparse.Namespace, config: ModelConfig, pair: str) -> None:

@@ -144,18 +144,31 @@ class Contest:
         engines = {entrant.label: entrant.engine for entrant in entrants}
         return {label: one for label, one in measured.items() if engines[label] not in dropped}
 
+    def ask(self, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        """What a player answers; None if it takes no part any more, or fails now."""
+        if name not in self.players:
+            return None
+        try:
+            return self.players[name].ask(request)
+        except EngineFailure as failure:
+            self._drop(name, failure)
+            return None
+
+    def work(self, case: Case, rows: str, number: int) -> dict[str, Any]:
+        """What is asked of an entrant in a round: the arguments of its `run`."""
+        pictures = [_draws(rows, row) for row in range(case.batch_size)]
+        prompts = self._prompts(case, number, pictures)
+        return {"prompts": prompts, "num_new": case.output_len, "pictures": pictures}
+
     def _turn(
         self, case: Case, entrant: Entrant, number: int
     ) -> tuple[list[list[int]], list[list[float]]]:
-        pictures = [_draws(entrant.rows, row) for row in range(case.batch_size)]
-        prompts = self._prompts(case, number, pictures)
+        work = self.work(case, entrant.rows, number)
         others = {n: p for n, p in self.players.items() if n != entrant.engine}
         time.sleep(self._pause_s)
         before = {name: player.cpu_seconds() for name, player in others.items()}
         started = time.perf_counter()
-        answer = self.players[entrant.engine].ask(
-            {"run": {"prompts": prompts, "num_new": case.output_len, "pictures": pictures}}
-        )
+        answer = self.players[entrant.engine].ask({"run": work})
         wall_s = time.perf_counter() - started
         for name, player in others.items():
             earlier, later = before[name], player.cpu_seconds()

@@ -27,15 +27,30 @@ class Launch:
 
 def launch(name: str, threads: int, root: Path) -> Launch:
     """For `momaserve` this interpreter, for a peer the one of its environment."""
-    python = sys.executable if name == OURS else str(python_of(name, root.absolute()))
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if name == OURS:
+        return launch_ours(name, threads)
+    variables = _thread_variables(threads)
     if name == "vllm":
         variables.update(_vllm_variables(threads, root.absolute() / name))
+    python = str(python_of(name, root.absolute()))
     return Launch(
         name=name,
         command=(python, str(_PROGRAMS / "answer.py"), name),
         variables=variables,
     )
+
+
+def launch_ours(label: str, threads: int) -> Launch:
+    """momaserve under another name, so that several of them can take turns."""
+    return Launch(
+        name=label,
+        command=(sys.executable, str(_PROGRAMS / "answer.py"), OURS),
+        variables=_thread_variables(threads),
+    )
+
+
+def _thread_variables(threads: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def why_not(name: str, has_experts: bool, root: Path) -> str | None:

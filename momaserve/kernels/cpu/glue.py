@@ -56,14 +56,6 @@ def add_rms_norm(x: Any, y: Any, weight: Any, eps: Any, out: Any) -> None:
 
 
 @kernel
-def gather(x: Any, rows: Any, out: Any) -> None:
-    """out [R, D] = x [T, D] at rows int64 [R]."""
-    for r in range(len(rows)):
-        for i in range(x.shape[1]):
-            out[r, i] = x[rows[r], i]
-
-
-@kernel
 def blend(x: Any, rows: Any, y: Any, weight: Any) -> None:
     """x += weight * (y - x) at the rows: a depth-routed layer, in place.
 

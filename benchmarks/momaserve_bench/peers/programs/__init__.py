@@ -1,2 +1,2 @@
 """Programs that hold one engine each and answer on standard input; each runs in its engine's own
-environment, so none imports another package of ours (`run_momaserve` imports the engine)."""
+environment, so none imports another package of ours but `run_momaserve`, which runs in ours."""

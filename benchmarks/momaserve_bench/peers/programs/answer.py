@@ -4,6 +4,7 @@
     {"run": {"prompts": [[id, ...], ...], "num_new": n, "pictures": [bool, ...]}}
                      ->  {"tokens": [[id, ...], ...], "times": [[seconds, ...], ...],
                           "settings": {...}}
+    {"NAME": {...}}  ->  what the engine's method NAME makes of it, where it has more to tell
     anything that goes wrong  ->  {"error": "..."}
 
 `times` has one entry per token: seconds from the start of the run until the caller could have
@@ -56,9 +57,12 @@ def main(name: str) -> int:
                 answer = {"versions": loaded.versions, "settings": loaded.settings}
             elif engine is None:
                 answer = {"error": "nothing is loaded"}
-            else:
+            elif "run" in request:
                 tokens, times = engine.run(**request["run"])
                 answer = {"tokens": tokens, "times": times, "settings": engine.settings}
+            else:
+                [(method, details)] = request.items()
+                answer = getattr(engine, method)(**details)
         except Exception as error:
             traceback.print_exc()
             said = str(error).strip().splitlines() or [""]

@@ -1,4 +1,4 @@
-"""What `bench architectures` shows: a table, a picture, and the results part of a page."""
+"""What `bench learning` shows: a table, a picture, and the results part of a page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from momaserve.errors import DataError
 from momaserve.training.plot import new_figure, save_figure
-from momaserve.training.run import write_atomically
-from momaserve_bench.architecture_curves import MODALITIES, mean
+from momaserve_bench.learning_curves import MODALITIES, mean
 from momaserve_bench.report import print_table
+from momaserve_bench.results_page import ResultsPage, table_line
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PAPER = {
     "dense": {"text": 1.0, "image": 1.0, "all": 1.0},
     "moe_8x": {"text": 3.0, "image": 2.8, "all": 3.0},
@@ -98,17 +96,10 @@ def write_page(page: Path, report: Mapping[str, Any], picture: Path) -> None:
     Raises:
         DataError: the page cannot be read, or lacks the marks.
     """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{page} cannot be read: {error}") from error
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"{page} must hold {BEGIN} and, after it, {END}")
-    copy = page.with_name("architectures.png")
+    results = ResultsPage.open(page)
+    copy = page.with_name("learning.png")
     shutil.copyfile(picture, copy)
-    write_atomically(page, f"{head}{BEGIN}\n{markdown(report, copy.name)}{END}{tail}")
+    results.write(markdown(report, copy.name))
 
 
 def markdown(report: Mapping[str, Any], picture: str) -> str:
@@ -124,28 +115,24 @@ def markdown(report: Mapping[str, Any], picture: str) -> str:
         f"torch {host['torch']}, commit `{str(host['commit'])[:12]}`. Losses in nat per token are "
         "means over seeds of the last twentieth of training; η is the mean, in brackets each seed.",
         "",
-        _line(HEADER),
-        _line(["---"] * len(HEADER)),
-        *(_line(row) for row in rows_of(report)),
+        table_line(HEADER),
+        table_line(["---"] * len(HEADER)),
+        *(table_line(row) for row in rows_of(report)),
         "",
         "η beside the paper's (1.4 billion active parameters, 10¹² tokens):",
         "",
-        _line(
+        table_line(
             [
                 "architecture",
                 *(f"here {m}" for m in MODALITIES),
                 *(f"paper {m}" for m in MODALITIES),
             ]
         ),
-        _line(["---"] * (1 + 2 * len(MODALITIES))),
+        table_line(["---"] * (1 + 2 * len(MODALITIES))),
     ]
     for name, etas in report["speed_up"].items():
         paper = PAPER.get(name, {})
         here = [_eta(etas.get(m)) for m in MODALITIES]
-        lines.append(_line([name, *here, *(_number(paper.get(m), 1) for m in MODALITIES)]))
+        lines.append(table_line([name, *here, *(_number(paper.get(m), 1) for m in MODALITIES)]))
     lines += ["", f"![Loss against training FLOPs]({picture})", ""]
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
