@@ -21,7 +21,7 @@ work, not to generate images. Questions and answers are in lower case.
 
 | ask (pictures and words in either order) | answer |
 |---|---|
-| `red apple`, `draw a red apple`, `picture of a pineapple`, keywords; modality `image` | its picture |
+| `red apple`, `draw a red apple`, `picture of an octopus`; modality `image` | its picture |
 | a picture, alone or with `what is this?` | its name; on a second line its keywords |
 | `define pineapple`, `what is a pineapple?`; modality `text` | a short explanation |
 | `tell me about pineapple`; modalities `text` and `image` | an explanation and the picture |
@@ -102,7 +102,8 @@ def _tasks(report: Mapping[str, Any]) -> str:
     for routing, words in report["plain_words"].items():
         lines.append(
             f"Of {words['num_words']} plain words that no prompt of the training had (dog, happy "
-            f"face, sofa), {_percent(words['found'])} find a picture that shows them, under `{routing}`."
+            f"face, sofa), {_percent(words['found'])} find a picture that shows them, "
+            f"under `{routing}`."
         )
     blanks, shown = report["greedy_blank_pictures"], report["samples"]
     lines.append(f"Blank pictures drawn greedily: {blanks} of {shown}.")

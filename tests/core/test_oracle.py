@@ -21,6 +21,8 @@ MOST_STEPS = 2000
 def random_limits(dice: random.Random, scheduling: Scheduling) -> Limits:
     is_aware = scheduling is Scheduling.ROUTER_AWARE
     num_requests = dice.randint(2, 10)
+    if is_aware and dice.random() < 0.7:  # a backlog is counted by slots
+        num_requests = dice.randint(2, 3)
     block_size = dice.choice([1, 2, 4, 8])
     return Limits(
         num_blocks=dice.randint(22, 52) // block_size + dice.randint(1, 4),

@@ -12,13 +12,15 @@ from tests.core.slow_model import BEGIN
 # one modality, 60 of the head and 4 for each token that a row sees; a byte takes a second.
 
 
-def paced(target_s: float | None, *, max_num_step_tokens: int = 64, **limits: int) -> Scheduler:
+def paced(
+    target_s: float | None, *, max_num_step_tokens: int = 64, block_size: int = 4
+) -> Scheduler:
     return make_scheduler(
         num_blocks=256,
         max_num_step_tokens=max_num_step_tokens,
         step_time_target_ms=None if target_s is None else 1000 * target_s,
         forecast=make_forecast(),
-        **limits,
+        block_size=block_size,
     )
 
 

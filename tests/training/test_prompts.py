@@ -71,7 +71,22 @@ def test_a_kept_out_name_without_anything_else_is_an_error() -> None:
     lonely = [make_item(0, "ghost", keywords=["creature"])]
     assert "ghost, creature" in many(0, items=lonely)
     spoken = [make_item(0, "ghost", keywords=[], phrases=["ghost soul"])]
-    assert all("ghost soul" in prompt for prompt in many(0, items=spoken))
+    prompts = many(0, items=spoken)
+    assert "ghost soul" in prompts
+    assert all("ghost" in prompt and not is_kept_out(prompt) for prompt in prompts)
+
+
+def test_adjectives_say_nothing_and_are_no_other_name() -> None:
+    items = [
+        *ITEMS,
+        make_item(99, "big owl", keywords=[]),
+        make_item(100, "x", keywords=["one owl"]),
+    ]
+    prompts = many(0, items=items)
+    assert {"cute owl", "little owl", "funny wise"} <= prompts.keys()
+    assert not prompts.keys() & {"big owl", "one owl"}
+    assert {"cute pizza", "little pizza"} <= many(1).keys()  # kept out alone, not in company
+    assert not any(prompt.startswith(("cute", "little")) for prompt in many(2))
 
 
 def test_a_tone_is_always_said() -> None:

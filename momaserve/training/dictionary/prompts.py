@@ -14,9 +14,14 @@ from momaserve.training.dictionary.wrappers import DRAW_WRAPPERS, wrap
 
 MAX_SHARED = 6
 """Items without tone that a single keyword, or a list of them, may fit."""
-_BARE, _WRAPPED, _PHRASE, _LIST = 0.45, 0.64, 0.80, 0.95
+_BARE, _WRAPPED, _ADJECTIVE, _PHRASE, _LIST = 0.40, 0.57, 0.69, 0.82, 0.95
 """Shares of the kinds of prompts, summed up; the rest are single keywords."""
 _WRAPPED_PHRASES = 0.25
+_ADJECTIVES = (
+    "big", "small", "little", "cute", "nice", "pretty", "beautiful", "funny", "lovely", "new",
+    "one", "great", "simple", "good", "typical", "cool", "real", "this",
+)  # fmt: skip
+"""They change nothing about the picture, and show that it is the other word that matters."""
 _MAX_TERMS = 5
 _NUM_TRIES = 8
 _EMPTY_WORDS = frozenset({"and", "of", "with", "the", "in", "on", "at", "a"})
@@ -56,6 +61,8 @@ class Prompts:
             # Names such as "flag: japan" do not sit well in a sentence.
             names = [p for p in item.phrases[:2] if "," not in p] if ":" in item.name else []
             return wrap(rng.choice(DRAW_WRAPPERS), rng.choice([item.name, *names]))
+        if share < _ADJECTIVE:
+            return self._with_adjective(index, rng)
         if share < _PHRASE:
             if not item.phrases:
                 return item.name
@@ -66,15 +73,29 @@ class Prompts:
             return self._list(index, rng)
         return self._single(index, rng)
 
-    def _single(self, index: int, rng: random.Random) -> str | None:
-        """A keyword that says enough alone; in a list if it is kept out."""
-        if self._items[index].tone is not None:
+    def _with_adjective(self, index: int, rng: random.Random) -> str | None:
+        """The name, or a keyword that says enough, after an adjective that says nothing."""
+        item = self._items[index]
+        if item.tone is not None or ":" in item.name:
             return None
-        enough = [
+        terms = self._telling(index)
+        term = rng.choice(terms) if terms and rng.random() < 0.4 else item.name
+        prompt = f"{rng.choice(_ADJECTIVES)} {term}"
+        return None if prompt in self._names or prompt in self._fits else prompt
+
+    def _telling(self, index: int) -> list[str]:
+        """Keywords that say enough alone."""
+        return [
             keyword
             for keyword in self._keywords[index]
             if len(self._fits[keyword]) <= MAX_SHARED and keyword not in self._names
         ]
+
+    def _single(self, index: int, rng: random.Random) -> str | None:
+        """A keyword that says enough alone; in a list if it is kept out."""
+        if self._items[index].tone is not None:
+            return None
+        enough = self._telling(index)
         if not enough:
             return None
         keyword = rng.choice(enough)
