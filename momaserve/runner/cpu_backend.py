@@ -5,6 +5,7 @@ Kernels are compiled when the first engine of a machine starts, and kept on disk
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def cpu_backend(
     num_threads = min(torch.get_num_threads(), most)
     is_threaded = num_threads > 1
     packed = CpuModel(model, threads=is_threaded, keep_weights=keep_weights)
+    _return_freed_memory()
     cpu_sampler = CpuSampler(sampler)
 
     def forward_in(memory: BlockMemory, plan: StepPlan, batch: ForwardBatch) -> Tensor:
@@ -50,6 +52,13 @@ def cpu_backend(
     logger.info("compiled kernels loaded in %.1f s", time.monotonic() - started)
     forward = partial(forward_in, BlockMemory(storage))
     return Backend("cpu", forward, packed.logits, cpu_sampler.sample)
+
+
+def _return_freed_memory() -> None:
+    """Packing frees matrices of all sizes, many of which the C library would keep for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 _ANY_ROW = SampleRow(choices=Choices.TEXT, distribution=Distribution(), seed=0, position=0)
