@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -42,18 +40,6 @@ RECORD = """() => {
   document.addEventListener("submit", () => (record.sentAt = performance.now()), true);
   document.addEventListener("keydown", () => (record.sentAt = performance.now()), true);
 }"""
-
-
-ESCAPE_AT_FIRST_ROW = """() => {
-  const turns = document.getElementById("turns");
-  new MutationObserver((changes, observer) => {
-    if (!changes.some(({ target }) => target.matches(".canvas img"))) return;
-    observer.disconnect();
-    document.activeElement.dispatchEvent(
-      new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-  }).observe(turns, { subtree: true, attributes: true, attributeFilter: ["src"] });
-}"""
-"""A hand that is quicker than any driver's: a picture takes a fraction of a second."""
 
 
 @pytest.fixture(scope="module")
@@ -141,38 +127,6 @@ def experts_of(page: Page) -> list[list[int]] | None:
 
 def mark_of(experts: list[int]) -> str:
     return ("" if len(experts) > 2 else "·").join(map(str, experts)) or "∅"
-
-
-@contextmanager
-def company(client: httpx.Client) -> Iterator[None]:
-    """Long answers beside the page's, so that its picture takes long enough to be stopped."""
-    body = {
-        "messages": [{"role": "user", "content": "define violin"}],
-        "modalities": ["text"],
-        "n": 16,
-        "max_tokens": 1400,
-        "ignore_eos": True,
-    }
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(
-            client.post, "/v1/chat/completions", json=body, headers={"X-Request-Id": "company"}
-        )
-        while metric(client, "num_requests_running") < 16:
-            assert not asked.done()
-        yield
-        client.delete("/v1/requests/company")
-        asked.result()
-
-
-def test_escape_ends_the_request_on_the_server(page: Page, client: httpx.Client) -> None:
-    page.get_by_label("guidance_scale").fill("2")
-    with company(client):
-        page.evaluate(ESCAPE_AT_FIRST_ROW)
-        answer = ask(page, "red apple", "Picture")
-        expect(answer.locator(".facts")).to_contain_text("stopped")
-        expect(answer.locator("figcaption")).to_contain_text("Ended at code")
-        assert metric(client, "num_requests_running") == 16
-    expect(page.locator("#gauge-running")).to_have_text("0")
 
 
 def test_error_is_shown_and_the_page_goes_on(page: Page, client: httpx.Client) -> None:
