@@ -84,6 +84,7 @@ class Generation:
         self._open = set(range(len(prompts) * params.n))
         self._unheard = set(range(len(prompts)))  # prompts whose first choice has not come yet
         self._has_answer = False
+        self._is_aborted = False
         self._is_told = False  # whether the client learns of the end from an error
         processor = context.async_engine.engine.processor
         self._decoders: list[OutputDecoder] = [
@@ -122,6 +123,8 @@ class Generation:
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
                 stream = await context.async_engine.generate(prompt, params, request_id=name)
                 generation._streams.append(stream)
+                if generation._is_aborted:  # while it was on its way to the engine
+                    context.async_engine.abort(stream.request_id)
                 generation._count_prompt(prompt)  # only now is it sure to be of bounded length
         except BaseException:
             generation._is_told = True
@@ -170,6 +173,7 @@ class Generation:
 
     def abort(self) -> None:
         """End the request under its reader, who is told so."""
+        self._is_aborted = True
         for stream in self._streams:
             self._context.async_engine.abort(stream.request_id)
 

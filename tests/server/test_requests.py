@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -69,6 +70,28 @@ async def test_all_prompts_of_a_request_end() -> None:
         assert (await client.delete(f"/v1/requests/{whole_id}")).status_code == 200
         assert (await answer).status_code == 503
     assert fake.ending == {f"{whole_id}-{number}" for number in range(3)}
+    assert not fake.running
+
+
+async def test_a_request_on_its_way_to_the_engine_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeAsyncEngine()
+    is_known, may_go_on = asyncio.Event(), asyncio.Event()
+    generate = fake.generate
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        is_known.set()
+        await may_go_on.wait()
+        return await generate(*args, **kwargs)
+
+    monkeypatch.setattr(fake, "generate", slow)
+    async with http(fake) as client:
+        headers = {"X-Request-Id": "mine"}
+        answer = asyncio.create_task(client.post(CHAT, json=chat_body(), headers=headers))
+        await is_known.wait()
+        assert (await client.delete("/v1/requests/mine")).json()["aborted"] is True
+        may_go_on.set()
+        response = await answer
+    assert response.json()["error"]["code"] == "request_aborted"
     assert not fake.running
 
 
