@@ -96,7 +96,6 @@ class Engine:
             max_num_requests=config.scheduler.max_num_requests,
             max_model_len=self.max_model_len,
         )
-        self._cache_tokens = num_blocks * config.cache.block_size
         storage = KVStorage(
             model.config,
             num_blocks=num_blocks,
@@ -111,6 +110,7 @@ class Engine:
             num_blocks=num_blocks,
             block_size=config.cache.block_size,
             prefix_caching=config.cache.prefix_caching,
+            entries=storage.layout.entries,
             forecast=forecast,
         )
         sampler = Sampler(parts.processor.spec, device)
@@ -170,10 +170,10 @@ class Engine:
         state = self.processor.grammar.scan(prompt.token_ids)
         num_companions = self._num_companions(params, state)
         if params.max_tokens is None:
-            blocks = self.scheduler.kv_cache.blocks_for
-            size = self.config.cache.block_size
-            taken = num_companions * blocks(self.processor.spec.num_image_span_tokens) * size
-            num_output = max(1, min(room, self._cache_tokens - taken - num_prompt))
+            cache = self.scheduler.kv_cache
+            taken = num_companions * cache.blocks_for(self.processor.spec.num_image_span_tokens)
+            num_tokens = cache.tokens_in(max(0, cache.num_blocks - taken))
+            num_output = max(1, min(room, num_tokens - num_prompt))
         else:
             num_output = min(params.max_tokens, room)
         self.processor.grammar.check_room(state, params.mode, num_output)
@@ -400,7 +400,7 @@ class Engine:
                 sampled[name] = new_tokens
             if output.finish_reason is not None:
                 ended[name] = len(outputs) - 1
-        self.scheduler.update(flight.plan, sampled, ended)
+        self.scheduler.update(flight.plan, sampled, ended, result.entry_counts)
         for name in sampled.keys() - ended:
             self._move_companions(alive[name])
         for name, index in ended.items():

@@ -64,6 +64,14 @@ class TokenSequence:
     """Keys of its full blocks, as far as they were needed."""
     num_committed_blocks: int = 0
     """Full blocks that the prefix cache was offered."""
+    entry_blocks: list[int] = field(default_factory=list)
+    """Blocks of what depth-routed layers keep of the tokens that it computed itself."""
+    num_entries: int = 0
+    """What they hold, as of the last step that was settled (`core.entries`)."""
+    max_num_entries: int = 0
+    """What they may hold once the steps in flight have run."""
+    num_reserved_tokens: int = 0
+    """First tokens whose room it keeps though they are not computed."""
 
     @property
     def num_tokens(self) -> int:

@@ -152,8 +152,7 @@ def _memory(config: ModelConfig, num_tokens: int, block_size: int) -> dict[str, 
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
     )
-    tensors = (storage.k, storage.v, *storage.taken.values())
-    per_block = sum(tensor.nbytes for tensor in tensors) / cache.num_blocks
+    per_block = storage.num_bytes / cache.num_blocks
     heads, size = config.num_key_value_heads, config.head_dim
     minimum = num_tokens * 2 * config.num_hidden_layers * heads * size * 2
     num_bytes = len(sequence.blocks) * per_block

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Sequence
 
 from momaserve.errors import ConfigError
 
@@ -15,8 +15,11 @@ class BlockPool:
     key; it keeps key and contents when its last holder leaves, until its room is needed, and
     whoever asks for the key in the meantime holds it again.
 
+    Some contents of a block may lie in other blocks, its backing: held while it is held, kept
+    while it is free and remembered. Many blocks may have the same backing.
+
     Invariants:
-      * a block has holders, or is in exactly one of the two queues of free blocks;
+      * a block has holders, is kept, or is in exactly one of the two queues of free blocks;
       * a key leads to one block, and that block's key is this one;
       * free blocks without a key are handed out first, then those with one, least recently
         used first.
@@ -35,11 +38,16 @@ class BlockPool:
         self._blank: deque[int] = deque(range(num_blocks))
         # Ordered dict: O(1) at the head and for a block in the middle that is wanted again.
         self._keyed: OrderedDict[int, None] = OrderedDict()
+        self._backing: dict[int, tuple[int, ...]] = {}
+        self._num_keepers: dict[int, int] = {}
+        """Free blocks with a key that a block is backing of; only of blocks that have some."""
+        self._num_kept_only = 0
+        """Blocks with keepers and no holder."""
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, those with a key included."""
-        return len(self._blank) + len(self._keyed)
+        """Blocks that nobody holds, those that are remembered included."""
+        return len(self._blank) + len(self._keyed) + self._num_kept_only
 
     @property
     def num_keyed(self) -> int:
@@ -56,15 +64,16 @@ class BlockPool:
     def allocate(self, num_blocks: int) -> list[int] | None:
         """Takes that many blocks, or none at all and returns None when fewer are free."""
         assert num_blocks >= 0, num_blocks
-        if num_blocks > len(self._blank) + len(self._keyed):
+        if num_blocks > self.num_free:
             return None
         blocks: list[int] = []
-        for _ in range(num_blocks):
+        while len(blocks) < num_blocks:
             if self._blank:
                 block = self._blank.popleft()
             else:
                 block, _ = self._keyed.popitem(last=False)
                 self._drop_key(block)
+                self._drop_backing(block)
             self._num_holders[block] = 1
             blocks.append(block)
         return blocks
@@ -73,7 +82,26 @@ class BlockPool:
         """Adds a holder to a block that has holders, or that is free and has a key."""
         if not self._num_holders[block]:
             del self._keyed[block]  # raises KeyError for a free block that holds nothing
+            for other in self._backing.get(block, ()):
+                self._num_kept_only -= not self._num_holders[other]
+                self._num_holders[other] += 1
+                self._remove_keeper(other)
         self._num_holders[block] += 1
+
+    def backing(self, block: int) -> tuple[int, ...]:
+        """Blocks in which the rest of a block's contents lies."""
+        return self._backing.get(block, ())
+
+    def add_backing(self, block: int, others: Collection[int]) -> None:
+        """Says that contents of a held block lie in these blocks, which are held too."""
+        assert self._num_holders[block] > 0, f"block {block} is backed while it is free"
+        known = self._backing.get(block, ())
+        new = tuple(other for other in others if other not in known)
+        for other in new:
+            assert self._num_holders[other] > 0, f"block {other} is free, and backs nothing"
+            self._num_holders[other] += 1
+        if new:
+            self._backing[block] = known + new
 
     def free(self, blocks: Iterable[int]) -> None:
         """Takes one holder from each block. Give the tail of a sequence first: of its blocks,
@@ -84,10 +112,16 @@ class BlockPool:
             self._num_holders[block] = num_holders - 1
             if num_holders > 1:
                 continue
-            if self._keys[block] is None:
-                self._blank.append(block)
-            else:
+            if self._keys[block] is not None:
                 self._keyed[block] = None
+                if block in self._backing:
+                    self._keep(self._backing[block])
+            elif block in self._num_keepers:
+                self._num_kept_only += 1
+            else:
+                self._blank.append(block)
+                if block in self._backing:
+                    self.free(self._backing.pop(block))
 
     def set_key(self, block: int, key: bytes) -> None:
         """Names the contents of a held block. A key that another block has stays with that."""
@@ -106,6 +140,27 @@ class BlockPool:
             if not self._num_holders[block]:
                 del self._keyed[block]
                 self._blank.append(block)
+                self._drop_backing(block)
+
+    def _keep(self, others: Iterable[int]) -> None:
+        """The block that these back is free now, and remembered."""
+        for other in others:
+            self._num_keepers[other] = self._num_keepers.get(other, 0) + 1
+        self.free(others)
+
+    def _drop_backing(self, block: int) -> None:
+        """Forgets where the rest of a free block's contents was."""
+        for other in self._backing.pop(block, ()):
+            self._remove_keeper(other)
+            if not self._num_holders[other] and other not in self._num_keepers:
+                self._num_kept_only -= 1
+                self._blank.append(other)
+
+    def _remove_keeper(self, block: int) -> None:
+        if self._num_keepers[block] > 1:
+            self._num_keepers[block] -= 1
+        else:
+            del self._num_keepers[block]
 
     def _drop_key(self, block: int) -> None:
         key = self._keys[block]
@@ -114,15 +169,26 @@ class BlockPool:
         self._keys[block] = None
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Recounts holders, queues and keys from the block tables of all sequences."""
-        counted = [0] * self.num_blocks
-        for table in tables:
-            for block in table:
-                counted[block] += 1
-        assert counted == self._num_holders, "holders are miscounted"
-        free = sorted([*self._blank, *self._keyed])
-        assert free == [b for b, n in enumerate(counted) if not n], "a block is lost or free twice"
-        assert all(self._keys[block] is None for block in self._blank)
+        """Recounts holders, keepers, queues and keys from the block tables of all sequences."""
+        counted = Counter(block for table in tables for block in table)
+        held = [block for block in self._backing if counted[block]]
+        kept = Counter(
+            other
+            for block, others in self._backing.items()
+            if not counted[block]
+            for other in others
+        )
+        for block in held:
+            counted.update(self._backing[block])
+        holders = [counted[block] for block in range(self.num_blocks)]
+        assert holders == self._num_holders, "holders are miscounted"
+        assert kept == self._num_keepers, "keepers are miscounted"
+        kept_only = [block for block in kept if not counted[block]]
+        assert len(kept_only) == self._num_kept_only
+        free = sorted([*self._blank, *self._keyed, *kept_only])
+        assert free == [b for b, n in enumerate(holders) if not n], "a block is lost or free twice"
+        assert all(self._keys[block] is None for block in (*self._blank, *kept))
         assert all(self._keys[block] is not None for block in self._keyed)
+        assert self._backing.keys().isdisjoint(self._blank)
         named = {key: block for block, key in enumerate(self._keys) if key is not None}
         assert named == self._blocks, "keys and blocks disagree"

@@ -20,6 +20,12 @@ class PlannedSequence(NamedTuple):
     blocks: Sequence[int]
     """Blocks of positions 0, 1, …, enough for the step's tokens. Grows with later steps: read
     it before the next one is planned."""
+    entry_blocks: Sequence[int] = ()
+    """Blocks of its entries in depth-routed layers, enough for all that the step may add."""
+    num_entries: int = 0
+    """Entries that are there, those of steps in flight left out."""
+    max_num_entries: int = 0
+    """Most that may be there once this step has run."""
 
 
 OWN = -1

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from momaserve.config import SchedulerConfig, Scheduling
 from momaserve.core.admission import FirstCome, RouterAware
+from momaserve.core.entries import EntryShape
 from momaserve.core.forecast import Forecast
 from momaserve.core.kv_cache import KVCache
 from momaserve.core.pace import Pace
@@ -42,7 +43,9 @@ class Scheduler:
       * a running request's blocks cover its first `num_computed_tokens` tokens;
       * a waiting or finished request holds no block;
       * no more sequences run than a step has tokens, so that each step moves all of them;
-      * while there is work and no step is in flight, a step is not empty.
+      * while there is work and no step is in flight, a step is not empty; but with depth routing
+        one that is alone may have to begin again, `MAX_PREEMPTIONS` times at the most, since
+        the entries of blocks that it shares take more room than its own.
     """
 
     def __init__(
@@ -52,14 +55,18 @@ class Scheduler:
         num_blocks: int,
         block_size: int,
         prefix_caching: bool = True,
+        entries: EntryShape | None = None,
         forecast: Forecast | None = None,
     ) -> None:
         """
         Args:
+            entries: what depth-routed layers keep; None where there are none.
             forecast: predicts what steps take. Without it requests start first come, first
                 served, for nothing is known of their experts.
         """
-        self.kv_cache = KVCache(num_blocks, block_size, prefix_caching=prefix_caching)
+        self.kv_cache = KVCache(
+            num_blocks, block_size, prefix_caching=prefix_caching, entries=entries
+        )
         self._config = config
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
@@ -228,7 +235,11 @@ class Scheduler:
         return plan
 
     def update(
-        self, plan: StepPlan, sampled: Mapping[str, Sequence[int]], finished: Collection[str]
+        self,
+        plan: StepPlan,
+        sampled: Mapping[str, Sequence[int]],
+        finished: Collection[str],
+        entry_counts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Settles the oldest step in flight.
 
@@ -239,7 +250,10 @@ class Scheduler:
             sampled: new tokens, sampled and forced, of the requests that `plan.samples`; they
                 are appended to the requests' own sequences.
             finished: requests that end here.
+            entry_counts: for each of `plan.sequences`, how many depth-routed layers took each of
+                its tokens; None where there are no such layers, or when the step failed.
         """
+        self.kv_cache.settle(len(plan.sequences), entry_counts)
         samples = frozenset(plan.samples)
         requests = self._requests
         for request in self._in_flight.popleft():
@@ -290,9 +304,13 @@ class Scheduler:
                 return  # nobody waits, or one that was preempted with a token in flight
             if self._num_sequences + request.num_sequences > self._max_sequences:
                 return
-            num_hits = self._take_hits(request)
-            counts = split(request, step.share_for(request))
             is_careful = request.num_preemptions >= MAX_PREEMPTIONS
+            num_hits = self._take_hits(request)
+            if not self._running and not self._has_room(request, is_careful):
+                # Entries of shared blocks lie among others': they may take more room than its own.
+                self._release(request)
+                num_hits = 0
+            counts = split(request, step.share_for(request))
             if counts is None or not self._has_room(request, is_careful):
                 self._release(request)
                 return
@@ -302,7 +320,7 @@ class Scheduler:
             if not request.num_preemptions and self._reads_cache(request):
                 step.num_cache_queries += request.num_prompt_tokens
             if is_careful:
-                grown = self.kv_cache.grow(request.sequence, request.max_num_tokens)
+                grown = self.kv_cache.reserve(request.sequence, request.max_num_tokens)
                 assert grown is not None
                 step.copies += grown
             self._plan(request, counts, step)
@@ -334,8 +352,7 @@ class Scheduler:
                 copies = self.kv_cache.grow(sequence, start + count)
                 assert copies is not None, "blocks were counted wrongly"
                 step.copies += copies
-                sequence.num_computed_tokens = start + count
-                self.kv_cache.commit(sequence)
+                self.kv_cache.advance(sequence, count)
                 step.add(request, index, start, count)
         if num_missing(request) == 0:
             self._plan_sample(request, step)
@@ -462,6 +479,7 @@ class Scheduler:
             if request.status is RequestStatus.WAITING:
                 for sequence in (request.sequence, *request.companions):
                     assert not sequence.blocks and not sequence.num_computed_tokens
+                    assert not sequence.entry_blocks and not sequence.max_num_entries
         self.kv_cache.check(
             sequence
             for request in self._running.values()

@@ -44,7 +44,16 @@ class StepDraft:
         self.requests[request] = None
         self._parts.append((sequence, start, count))
         self.sequences.append(
-            PlannedSequence(request.request_id, index, start, count, sequence.blocks)
+            PlannedSequence(
+                request.request_id,
+                index,
+                start,
+                count,
+                sequence.blocks,
+                sequence.entry_blocks,
+                sequence.num_entries,
+                sequence.max_num_entries,
+            )
         )
         self.budget -= count
 

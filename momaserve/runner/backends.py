@@ -18,6 +18,7 @@ from momaserve.models.moma import MomaModel
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
 from momaserve.runner.sampler import Sampler, SampleRow
+from momaserve.runner.step_entries import StepEntries
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ class Backend:
     """The arithmetic of an engine."""
 
     name: str
-    forward: Callable[[StepPlan, ForwardBatch], Tensor]
-    """Final hidden states, normed, [T, D], of the step that the batch was built from."""
+    forward: Callable[[StepPlan, ForwardBatch, StepEntries | None], Tensor]
+    """Final hidden states, normed, [T, D], of the step that the batch was built from; what its
+    depth-routed layers take goes into the entries."""
     logits: Callable[[Tensor, range], Tensor]
     """Hidden states [S, D] -> float32 logits [S, len(ids)] of a range of ids."""
     sample: Callable[[Tensor, Sequence[SampleRow], int], tuple[Tensor, Tensor]]
@@ -66,8 +68,8 @@ def select_backend(
 def reference_backend(model: MomaModel, storage: KVStorage, sampler: Sampler) -> Backend:
     """Plain torch, on any device: the oracle of the others."""
 
-    def forward(plan: StepPlan, batch: ForwardBatch) -> Tensor:
-        hidden: Tensor = model(replace(batch, attention=PagedAttention(plan, storage)))
+    def forward(plan: StepPlan, batch: ForwardBatch, entries: StepEntries | None) -> Tensor:
+        hidden: Tensor = model(replace(batch, attention=PagedAttention(plan, storage, entries)))
         return hidden
 
     return Backend("reference", forward, model.logits, sampler.sample)

@@ -17,6 +17,7 @@ from momaserve.kernels import reference
 from momaserve.kernels.cpu import attention
 from momaserve.kernels.cpu.linear import Array
 from momaserve.runner.kv_storage import KVStorage
+from momaserve.runner.step_entries import StepEntries
 
 LONG_CHUNK = 16
 """New tokens of one sequence from which laying out its keys pays."""
@@ -28,10 +29,12 @@ class _Chunk:
 
     first: int
     count: int
+    start: int
+    """Tokens before them."""
     slots: Tensor
     """int64 [S], slots of its tokens so far, the chunk's included."""
-    mask: Tensor
-    """bool [count, S], causal."""
+    places: Array
+    """int64 [S], their places in the index of a depth-routed layer."""
 
 
 class BlockMemory:
@@ -39,101 +42,168 @@ class BlockMemory:
 
     def __init__(self, storage: KVStorage) -> None:
         self.storage = storage
-        self.block_size = storage.block_size
-        self.keys, self.values = _as_array(storage.k), _as_array(storage.v)
-        self.taken = {layer: flags.numpy() for layer, flags in storage.taken.items()}
+        self.layout = layout = storage.layout
+        every = range(len(layout.plain) + len(layout.routed))
+        self.keys = {layer: _as_array(self._view(storage.k, layer)) for layer in every}
+        self.values = {layer: _as_array(self._view(storage.v, layer)) for layer in every}
+        self.index = {layer: storage.index_of(layer).numpy() for layer in layout.routed}
+
+    def _view(self, memory: Tensor, layer: int) -> Tensor:
+        if layer in self.layout.routed:
+            return memory
+        return memory[self.layout.plain.index(layer) * self.layout.block_size :]
 
 
 class BlockAttention:
     """Writes the step's K/V into their slots, then attends over each sequence's blocks."""
 
-    def __init__(self, plan: StepPlan, memory: BlockMemory, threads: bool) -> None:
+    def __init__(
+        self, plan: StepPlan, memory: BlockMemory, entries: StepEntries | None, threads: bool
+    ) -> None:
+        """
+        Args:
+            entries: where depth-routed layers keep what they take; None without such layers.
+        """
         self._memory = memory
         self._threads = threads
-        size = memory.block_size
+        self._entries = None if entries is None else _Entries.of(entries)
+        size, stride = memory.layout.block_size, memory.layout.slots_per_block
         num_blocks = max(len(planned.blocks) for planned in plan.sequences)
         tables = np.zeros((len(plan.sequences), num_blocks), np.int32)
         positions = np.empty(plan.num_tokens, np.int64)
         slots = np.empty(plan.num_tokens, np.int64)
-        rows: list[tuple[int, int]] = []
+        sequences = np.full(plan.num_tokens, -1)
         self._chunks: list[_Chunk] = []
         row = 0
         for index, planned in enumerate(plan.sequences):
-            count, length = planned.num_new_tokens, planned.start + planned.num_new_tokens
+            start, count = planned.start, planned.num_new_tokens
             blocks = tables[index, : len(planned.blocks)]
             blocks[:] = planned.blocks
             if count == 1:
-                positions[row] = planned.start
-                slots[row] = blocks[planned.start // size] * size + planned.start % size
-                rows.append((row, index))
+                positions[row] = start
+                slots[row] = int(blocks[start // size]) * stride + start % size
+                sequences[row] = index
             else:
-                places = np.arange(length)
-                where = blocks[places // size].astype(np.int64) * size + places % size
-                positions[row : row + count] = places[planned.start :]
-                slots[row : row + count] = where[planned.start :]
+                tokens = np.arange(start + count)
+                block = blocks[tokens // size].astype(np.int64)
+                where = block * stride + tokens % size
+                positions[row : row + count] = tokens[start:]
+                slots[row : row + count] = where[start:]
                 if count < LONG_CHUNK:
-                    rows += ((row + i, index) for i in range(count))
+                    sequences[row : row + count] = index
                 else:
-                    mask = places <= places[planned.start :, None]
-                    self._chunks.append(
-                        _Chunk(row, count, torch.from_numpy(where), torch.from_numpy(mask))
-                    )
+                    places = block * size + tokens % size
+                    self._chunks.append(_Chunk(row, count, start, torch.from_numpy(where), places))
             row += count
         self._tables, self._positions, self._slots = tables, positions, slots
-        self._rows = np.array(rows, np.int64).reshape(-1, 2)
+        self._sequences = sequences
+        """int64 [T]: of the rows that are attended one by one; -1 for those of long chunks."""
 
-    def attend(self, layer: int, qkv: Array, taken: Array | None, out: Array) -> None:
-        """Stores K/V of the rows and attends.
+    def attend(self, layer: int, qkv: Array, out: Array) -> None:
+        """Stores K/V of all rows and attends.
 
         Args:
             qkv: float32 [T, (H + 2G) K or more], normed and rotated.
-            taken: bool [T]; None means all. Rows of other tokens are neither stored nor attended.
-            out: float32 [T, H K], written at the taken rows.
+            out: float32 [T, H K].
         """
         memory = self._memory
         keys, values = memory.keys[layer], memory.values[layer]
-        width = out.shape[1]
-        visible, rows = _NONE, self._rows
-        if taken is None:
-            attention.store(qkv, width, self._slots, keys, values)
-        else:
-            visible = memory.taken[layer]
-            visible[self._slots] = taken
-            mine = taken.nonzero()[0]
-            attention.store(qkv[mine], width, self._slots[mine], keys, values)
-            rows = rows[taken[rows[:, 0]]]
-        if len(rows):
-            attend = attention.attend_threaded if self._threads else attention.attend
-            attend(
-                qkv, keys, values, rows, self._positions, self._tables, memory.block_size,
-                visible, out,
-            )  # fmt: skip
+        attention.store(qkv, out.shape[1], self._slots, keys, values)
+        self._attend_rows(qkv, keys, values, self._sequences, self._positions, _NONE, out)
+        storage = memory.storage
         for chunk in self._chunks:
-            self._attend_chunk(layer, chunk, qkv, taken is not None, out)
+            rows = slice(chunk.first, chunk.first + chunk.count)
+            ends = torch.arange(chunk.start, chunk.start + chunk.count).unsqueeze(1)
+            mask = torch.arange(len(chunk.slots)) <= ends
+            k, v = storage.keys(layer)[chunk.slots], storage.values(layer)[chunk.slots]
+            self._attend_chunk(qkv[rows], k, v, mask, out[rows])
 
-    def _attend_chunk(
-        self, layer: int, chunk: _Chunk, qkv: Array, is_routed: bool, out: Array
+    def take(self, layer: int, taken: Array) -> Array:
+        """Notes which rows a depth-routed layer takes, bool [T]; returns their slots, int64 [T]."""
+        assert self._entries is not None
+        return self._entries.append(self._memory, layer, taken)
+
+    def attend_taken(self, layer: int, rows: Array, slots: Array, qkv: Array, out: Array) -> None:
+        """The same as `attend` in a depth-routed layer, for the rows that it took.
+
+        Args:
+            rows: int64 [R], which of the step's, ascending.
+            slots: int64 [R], where their K/V go.
+            qkv: float32 [R, (H + 2G) K or more], normed and rotated.
+            out: float32 [R, H K].
+        """
+        memory = self._memory
+        keys, values, index = memory.keys[layer], memory.values[layer], memory.index[layer]
+        attention.store(qkv, out.shape[1], slots, keys, values)
+        positions = self._positions[rows]
+        self._attend_rows(qkv, keys, values, self._sequences[rows], positions, index, out)
+        for chunk in self._chunks:
+            first, stop = np.searchsorted(rows, (chunk.first, chunk.first + chunk.count))
+            if first == stop:
+                continue
+            found = index[chunk.places]
+            seen = (found >= 0).nonzero()[0]  # positions that the layer took
+            where = torch.from_numpy(found[seen].astype(np.int64))
+            mask = torch.from_numpy(seen <= positions[first:stop, None])
+            k, v = memory.storage.k[where], memory.storage.v[where]
+            self._attend_chunk(qkv[first:stop], k, v, mask, out[first:stop])
+
+    def _attend_rows(
+        self,
+        qkv: Array,
+        keys: Array,
+        values: Array,
+        sequences: Array,
+        positions: Array,
+        index: Array,
+        out: Array,
     ) -> None:
-        storage = self._memory.storage
-        num_kv_heads, head_dim = storage.k.shape[2:]
-        rows = slice(chunk.first, chunk.first + chunk.count)
-        width = out.shape[1]
-        q = torch.from_numpy(qkv[rows, :width]).reshape(chunk.count, -1, head_dim)
-        mask = chunk.mask
-        if is_routed:
-            # A token sees itself even where it is skipped: its row must stay finite.
-            own = torch.from_numpy(self._positions[rows, None]) == torch.arange(len(chunk.slots))
-            mask = (mask & storage.taken[layer][chunk.slots]) | own
+        single = (sequences >= 0).nonzero()[0]
+        if not len(single):
+            return
+        rows = np.stack((single, sequences[single]), axis=1)
+        layout = self._memory.layout
+        attend = attention.attend_threaded if self._threads else attention.attend
+        attend(
+            qkv, keys, values, rows, positions, self._tables, layout.block_size,
+            layout.slots_per_block, index, out,
+        )  # fmt: skip
+
+    @staticmethod
+    def _attend_chunk(qkv: Array, k: Tensor, v: Tensor, mask: Tensor, out: Array) -> None:
+        """qkv [R, (H + 2G) K or more], k and v [S, G, K], mask bool [R, S], out [R, H K]."""
+        q = torch.from_numpy(qkv[:, : out.shape[1]]).reshape(len(qkv), -1, k.shape[-1])
         attended = reference.attend(
-            q.unsqueeze(0),
-            storage.k[layer][chunk.slots].float().unsqueeze(0),
-            storage.v[layer][chunk.slots].float().unsqueeze(0),
-            mask,
+            q.unsqueeze(0), k.float().unsqueeze(0), v.float().unsqueeze(0), mask
         )
-        torch.from_numpy(out[rows])[:] = attended.squeeze(0).flatten(1)
+        torch.from_numpy(out)[:] = attended.squeeze(0).flatten(1)
 
 
-_NONE = np.empty(0, np.bool_)
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """`StepEntries` as the kernels see them; shares their memory."""
+
+    sequences: Array
+    places: Array
+    tables: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, entries: StepEntries) -> _Entries:
+        tensors = (entries.sequences, entries.places, entries.tables, entries.counts)
+        return cls(*(tensor.numpy() for tensor in tensors))
+
+    def append(self, memory: BlockMemory, layer: int, taken: Array) -> Array:
+        slots = np.empty(len(taken), np.int64)
+        per_block = memory.layout.slots_per_block
+        attention.append(
+            taken, self.sequences, self.tables, per_block, self.places, self.counts,
+            memory.index[layer], slots,
+        )  # fmt: skip
+        return slots
+
+
+_NONE = np.empty(0, np.int32)
 
 
 def _as_array(memory: Tensor) -> Array:

@@ -25,6 +25,7 @@ from momaserve.runner.cpu_model import CpuModel
 from momaserve.runner.cpu_sampler import CpuSampler
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.sampler import Sampler, SampleRow
+from momaserve.runner.step_entries import StepEntries
 from momaserve.sampling import Distribution
 from momaserve.tokens.grammar import Choices
 
@@ -42,12 +43,15 @@ def cpu_backend(
     _return_freed_memory()
     cpu_sampler = CpuSampler(sampler)
 
-    def forward_in(memory: BlockMemory, plan: StepPlan, batch: ForwardBatch) -> Tensor:
+    def forward_in(
+        memory: BlockMemory, plan: StepPlan, batch: ForwardBatch, entries: StepEntries | None
+    ) -> Tensor:
         numba.set_num_threads(num_threads)  # of the thread that asks, whichever it is
-        return packed.forward(batch, BlockAttention(plan, memory, is_threaded))
+        return packed.forward(batch, BlockAttention(plan, memory, entries, is_threaded))
 
     started = time.monotonic()
-    hidden = _rehearse(partial(forward_in, _small_memory(model, storage)), model)
+    small = _small_storage(model, storage)
+    hidden = _rehearse(partial(forward_in, BlockMemory(small)), small, model)
     cpu_sampler.sample(packed.logits(hidden, range(model.config.vocab_size)), [_ANY_ROW])
     logger.info("compiled kernels loaded in %.1f s", time.monotonic() - started)
     forward = partial(forward_in, BlockMemory(storage))
@@ -64,16 +68,24 @@ def _return_freed_memory() -> None:
 _ANY_ROW = SampleRow(choices=Choices.TEXT, distribution=Distribution(), seed=0, position=0)
 
 
-def _small_memory(model: MomaModel, like: KVStorage) -> BlockMemory:
-    return BlockMemory(
-        KVStorage(
-            model.config, num_blocks=1, block_size=4, dtype=like.k.dtype, device=like.k.device
-        )
+def _small_storage(model: MomaModel, like: KVStorage) -> KVStorage:
+    """Two tokens, and all that depth-routed layers may keep of them."""
+    num_layers = model.config.num_hidden_layers
+    return KVStorage(
+        model.config,
+        num_blocks=1 + num_layers,
+        block_size=2,
+        dtype=like.k.dtype,
+        device=like.k.device,
     )
 
 
 @torch.inference_mode()
-def _rehearse(forward: Callable[[StepPlan, ForwardBatch], Tensor], model: MomaModel) -> Tensor:
+def _rehearse(
+    forward: Callable[[StepPlan, ForwardBatch, StepEntries | None], Tensor],
+    storage: KVStorage,
+    model: MomaModel,
+) -> Tensor:
     """Runs a step of two tokens, so that every kernel is there before the first request.
 
     Returns:
@@ -97,5 +109,16 @@ def _rehearse(forward: Callable[[StepPlan, ForwardBatch], Tensor], model: MomaMo
             num_segments=0,
         ),
     )
-    sequence = PlannedSequence("rehearsal", OWN, 0, 2, (0,))
-    return forward(StepPlan(sequences=(sequence,), num_tokens=2), batch)[1:]
+    num_routed = len(storage.layout.routed)
+    sequence = PlannedSequence(
+        "rehearsal",
+        OWN,
+        0,
+        2,
+        blocks=(0,),
+        entry_blocks=range(1, 1 + num_routed),
+        max_num_entries=2 * num_routed,
+    )
+    plan = StepPlan(sequences=(sequence,), num_tokens=2)
+    entries = StepEntries(plan, storage, {}) if num_routed else None
+    return forward(plan, batch, entries)[1:]

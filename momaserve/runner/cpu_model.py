@@ -124,17 +124,48 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What all layers of one forward pass share."""
+    """What layers share that compute the same rows: all of a forward pass, or some."""
 
     batch: ForwardBatch
     attention: BlockAttention
+    row_numbers: Array
+    """int64 [T], what these rows are among all of the pass."""
+    slots: Array | None
+    """int64 [T], where a depth-routed layer puts their K/V; None stands for a plain layer."""
     rows: Array
-    """int64 [T], all rows."""
+    """int64 [T], 0 to T - 1."""
     positions: Array
     modality: Array
     """int8 [T]."""
     policies: Array
     """int8 [T], POLICY_CODES."""
+
+    @classmethod
+    def of(cls, batch: ForwardBatch, attention: BlockAttention) -> _Step:
+        rows = np.arange(len(batch.token_ids))
+        return cls(
+            batch=batch,
+            attention=attention,
+            row_numbers=rows,
+            slots=None,
+            rows=rows,
+            positions=batch.positions.numpy(),
+            modality=batch.modality.numpy(),
+            policies=batch.routing.policy.numpy(),
+        )
+
+    def only(self, rows: Array, slots: Array) -> _Step:
+        """The part of a step that a depth-routed layer takes: `rows` of all, int64 [R]."""
+        return _Step(
+            batch=self.batch,
+            attention=self.attention,
+            row_numbers=rows,
+            slots=slots[rows],
+            rows=self.rows[: len(rows)],
+            positions=self.positions[rows],
+            modality=self.modality[rows],
+            policies=self.policies[rows],
+        )
 
     def of_modalities(self, modalities: tuple[Modality, ...]) -> Array:
         """bool [T]."""
@@ -179,14 +210,7 @@ class CpuModel:
         """Final hidden states, normed: float32 [T, D]."""
         assert batch.routing.noise is None and batch.routing.rule is None
         token_ids = batch.token_ids.numpy()
-        step = _Step(
-            batch=batch,
-            attention=attention,
-            rows=np.arange(len(token_ids)),
-            positions=batch.positions.numpy(),
-            modality=batch.modality.numpy(),
-            policies=batch.routing.policy.numpy(),
-        )
+        step = _Step.of(batch, attention)
         x = np.empty((len(token_ids), self._config.hidden_size), np.float32)
         glue.embed(token_ids, self._embedding, x)
         for index, layer in enumerate(self._layers):
@@ -210,8 +234,19 @@ class CpuModel:
     def _block(self, index: int, layer: _Layer, x: Array, step: _Step) -> Array:
         """x [T, D] -> [T, D]; may be the same array."""
         if layer.depth is None:
-            return self._compute(index, layer, x, None, step)
-        depth = layer.depth
+            return self._compute(index, layer, x, step)
+        taken, weights = self._choose(index, layer.depth, x, step)
+        slots = step.attention.take(index, taken)
+        rows = taken.nonzero()[0]
+        if not len(rows):
+            return x  # and nothing of the layer is read
+        y = self._compute(index, layer, x[rows], step.only(rows, slots))
+        out = x.copy()  # an observer may have kept x
+        glue.blend(out, rows, y, weights[rows])
+        return out
+
+    def _choose(self, index: int, depth: _Depth, x: Array, step: _Step) -> tuple[Array, Array]:
+        """Rows that a depth-routed layer takes, bool [T], and their weights, float32 [T]."""
         routed = step.of_modalities(depth.modalities)
         mine = routed.nonzero()[0]
         logits, weights, selected = self._route(depth.router, x, mine, step)
@@ -225,28 +260,22 @@ class CpuModel:
         taken[mine] = selected[:, 0]
         scale = np.ones(len(x), np.float32)
         scale[mine] = weights[:, 0]
-        y = self._compute(index, layer, x, taken, step)
-        chosen_rows = taken.nonzero()[0]
-        out = x.copy()
-        glue.blend(out, chosen_rows, y[chosen_rows], scale[chosen_rows])
-        return out
+        return taken, scale
 
-    def _compute(
-        self, index: int, layer: _Layer, x: Array, taken: Array | None, step: _Step
-    ) -> Array:
-        """The block itself; rows that are not taken are meaningless."""
+    def _compute(self, index: int, layer: _Layer, x: Array, step: _Step) -> Array:
+        """The block itself, [T, D] -> [T, D]."""
         read = x
         if not layer.is_post_norm:
             read = np.empty_like(x)
             glue.rms_norm(x, layer.attn_norm, self._eps, read)
         h = np.empty_like(x)
-        self._residual(x, self._attend(index, layer, read, taken, step), layer, "attn", h)
+        self._residual(x, self._attend(index, layer, read, step), layer, "attn", h)
         read = h
         if not layer.is_post_norm:
             read = np.empty_like(x)
             glue.rms_norm(h, layer.ffn_norm, self._eps, read)
         out = np.empty_like(x)
-        self._residual(h, self._experts(index, layer, read, taken, step), layer, "ffn", out)
+        self._residual(h, self._experts(index, layer, read, step), layer, "ffn", out)
         return out
 
     def _residual(self, x: Array, y: Array, layer: _Layer, part: str, out: Array) -> None:
@@ -256,38 +285,34 @@ class CpuModel:
         else:
             glue.add(x, y, out)
 
-    def _attend(
-        self, index: int, layer: _Layer, x: Array, taken: Array | None, step: _Step
-    ) -> Array:
+    def _attend(self, index: int, layer: _Layer, x: Array, step: _Step) -> Array:
         config = self._config
         qkv = self._multiply(x, step.rows, layer.qkv)
         if len(layer.head_weight):
             glue.norm_heads(qkv, layer.head_weight, layer.head_bias, config.head_dim)
         num_heads = config.num_attention_heads + config.num_key_value_heads
         glue.rotate(qkv, self._model.rope.numpy(), step.positions, num_heads)
-        out = np.zeros((len(x), config.num_attention_heads * config.head_dim), np.float32)
-        step.attention.attend(index, qkv, taken, out)
+        out = np.empty((len(x), config.num_attention_heads * config.head_dim), np.float32)
+        if step.slots is None:
+            step.attention.attend(index, qkv, out)
+        else:
+            step.attention.attend_taken(index, step.row_numbers, step.slots, qkv, out)
         return self._multiply(out, step.rows, layer.o)
 
-    def _experts(
-        self, index: int, layer: _Layer, u: Array, taken: Array | None, step: _Step
-    ) -> Array:
+    def _experts(self, index: int, layer: _Layer, u: Array, step: _Step) -> Array:
         """u [T, D] -> [T, D]; zero for tokens without expert."""
         out = np.zeros_like(u)
         for group in layer.groups:
-            if not step.batch.modalities.intersection(group.modalities):
+            rows = step.of_modalities(group.modalities).nonzero()[0]
+            if not len(rows):
                 continue
-            eligible = step.of_modalities(group.modalities)
-            if taken is not None:
-                eligible &= taken
-            rows = eligible.nonzero()[0]
             if group.router is None:
                 weights = np.ones((len(rows), 1), np.float32)
                 selected = np.ones((len(rows), 1), np.bool_)
             else:
                 logits, weights, selected = self._route(group.router, u, rows, step)
                 if step.batch.observer is not None:
-                    self._tell(index, group.name, u, eligible, rows, logits, selected, step)
+                    self._tell(index, group.name, u, rows, logits, selected, step)
             experts.routed_experts(
                 u, rows, selected, weights, group.gate_up, group.down, self._threads, out
             )
@@ -318,7 +343,7 @@ class CpuModel:
                 chosen = reference.expert_choice(
                     torch.from_numpy(logits),
                     torch.ones(len(rows), dtype=torch.bool),
-                    plan.segments[torch.from_numpy(rows)],
+                    plan.segments[torch.from_numpy(step.row_numbers[rows])],
                     plan.num_segments,
                     router.capacity,
                 )
@@ -330,21 +355,28 @@ class CpuModel:
         index: int,
         group: str,
         u: Array,
-        eligible: Array,
         rows: Array,
         logits: Array,
         selected: Array,
         step: _Step,
     ) -> None:
-        """Report a group's selections as if its router had seen every row."""
+        """Report a group's selections as if its router had seen every row of the pass."""
         assert step.batch.observer is not None
+        where = step.row_numbers[rows]
+        total = len(step.batch.token_ids)
+        read = u
+        if len(u) < total:
+            read = np.zeros((total, u.shape[1]), np.float32)
+            read[step.row_numbers] = u
+        eligible = np.zeros(total, np.bool_)
+        eligible[where] = True
         every, chosen = logits, selected
-        if len(rows) < len(u):
-            every = np.zeros((len(u), logits.shape[1]), np.float32)
-            chosen = np.zeros((len(u), logits.shape[1]), np.bool_)
-            every[rows], chosen[rows] = logits, selected
+        if len(rows) < total:
+            every = np.zeros((total, logits.shape[1]), np.float32)
+            chosen = np.zeros((total, logits.shape[1]), np.bool_)
+            every[where], chosen[where] = logits, selected
         step.batch.observer.experts(
-            index, group, *map(torch.from_numpy, (u, every, eligible, chosen))
+            index, group, *map(torch.from_numpy, (read, every, eligible, chosen))
         )
 
 

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from momaserve.core.entries import EntryShape
 from momaserve.errors import ConfigError
 from momaserve.models.config import ModelConfig
 
 DEFAULT_BYTES = 1 << 30
 
 
-class KVStorage:
-    """K and V of every layer and slot; slot = block id * block_size + offset in the block.
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What a block is made of: slots, each with room for K and V of one token in one layer.
 
-    Layers with a depth router also hold, per slot, whether they took the token: the K/V of
-    skipped tokens are stored but never visible.
+    A block holds either `block_size` consecutive tokens of one sequence, plain layer by plain
+    layer, or entries of depth-routed layers, in any order.
+    """
+
+    block_size: int
+    plain: tuple[int, ...]
+    """Layers that keep every token."""
+    routed: tuple[int, ...]
+    """Layers with a depth router."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, block_size: int) -> KVLayout:
+        depth = config.depth_routing
+        routed = () if depth is None else tuple(sorted(depth.layers))
+        plain = tuple(i for i in range(config.num_hidden_layers) if i not in routed)
+        return cls(block_size, plain, routed)
+
+    @property
+    def slots_per_block(self) -> int:
+        """With depth routers in all layers, a block of tokens names them and holds nothing."""
+        return self.block_size * max(1, len(self.plain))
+
+    @property
+    def entries(self) -> EntryShape | None:
+        """What the scheduler must know of depth-routed layers."""
+        return EntryShape(len(self.routed), self.slots_per_block) if self.routed else None
+
+
+class KVStorage:
+    """K and V of every slot, and where depth-routed layers keep which token.
+
+    In a plain layer the slot of a token is block * slots_per_block + offset in the block, counted
+    in that layer's own view of the memory (`keys`, `values`). In a depth-routed layer it is
+    anywhere: `index` tells it by the token's place, block * block_size + offset.
     """
 
     def __init__(
@@ -29,39 +64,54 @@ class KVStorage:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.block_size = block_size
+        self.layout = layout = KVLayout.of(config, block_size)
         shape = (
-            config.num_hidden_layers,
-            num_blocks * block_size,
+            num_blocks * layout.slots_per_block,
             config.num_key_value_heads,
             config.head_dim,
         )
         # Zeros, not empty: a masked slot has weight 0, and 0 * NaN would be NaN.
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        depth = config.depth_routing
-        self.taken: dict[int, Tensor] = {
-            layer: torch.zeros(shape[1], dtype=torch.bool, device=device)
-            for layer in (depth.layers if depth is not None else ())
-        }
+        places = (len(layout.routed), num_blocks * block_size)
+        self.index = torch.full(places, -1, dtype=torch.int32, device=device)
+        """Slots by depth-routed layer and place; -1 where the layer skipped the token."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes + self.index.nbytes
+
+    def keys(self, layer: int) -> Tensor:
+        """K as a plain layer sees them, [slots, G, K]."""
+        return self.k[self._offset(layer) :]
+
+    def values(self, layer: int) -> Tensor:
+        return self.v[self._offset(layer) :]
+
+    def _offset(self, layer: int) -> int:
+        return self.layout.plain.index(layer) * self.layout.block_size
+
+    def index_of(self, layer: int) -> Tensor:
+        """`index` of one depth-routed layer, int32 [places]."""
+        return self.index[self.layout.routed.index(layer)]
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, (from, to) each, in all layers."""
+        """Copy blocks of tokens, (from, to) each. Their entries in depth-routed layers are
+        written once, so the copies share them."""
         if not copies:
             return
         source, target = torch.tensor(copies, device=self.k.device).unbind(1)
         for memory in (self.k, self.v):
-            blocks = memory.view(len(memory), -1, self.block_size, *memory.shape[2:])
-            blocks[:, target] = blocks[:, source]
-        for taken in self.taken.values():
-            flags = taken.view(-1, self.block_size)
-            flags[target] = flags[source]
+            blocks = memory.view(-1, self.layout.slots_per_block, *memory.shape[1:])
+            blocks[target] = blocks[source]
+        index = self.index.view(len(self.index), -1, self.layout.block_size)
+        index[:, target] = index[:, source]
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers, K and V."""
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return per_token * block_size * dtype.itemsize
+    """Bytes of K and V in one block."""
+    num_slots = KVLayout.of(config, block_size).slots_per_block
+    return 2 * num_slots * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
 def choose_num_blocks(
@@ -73,13 +123,16 @@ def choose_num_blocks(
     max_num_requests: int,
     max_model_len: int,
 ) -> int:
-    """How many blocks to hold.
+    """How many blocks to hold: room for every running request, within reason, if not told.
 
     Raises:
         ConfigError: `kv_cache_bytes` is less than one block.
     """
     size = block_bytes(config, block_size, dtype)
     per_request = -(-max_model_len // block_size)
+    entries = KVLayout.of(config, block_size).entries
+    if entries is not None:
+        per_request += entries.blocks_for(max_model_len * entries.per_token)
     if kv_cache_bytes is None:
         return max(per_request, min(max_num_requests * per_request, DEFAULT_BYTES // size))
     if kv_cache_bytes < size:

@@ -27,6 +27,7 @@ from momaserve.runner.routing_recorder import (
     RoutingTrace,
 )
 from momaserve.runner.sampler import SampleRow
+from momaserve.runner.step_entries import StepEntries
 from momaserve.tokens.grammar import Choices
 
 _HEAD_ROWS = 128
@@ -46,6 +47,9 @@ class StepResult:
     token_routing: dict[str, list[tuple[int, TokenRouting]]] = field(default_factory=dict)
     """(position, what its token used) of the generated tokens computed in this step."""
     routing: RoutingCounts
+    entry_counts: list[list[int]] | None = None
+    """For each sequence of the plan, how many depth-routed layers took each of its tokens; None
+    where there are no such layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,9 @@ class RunningStep:
         self._is_finite = torch.empty(0, dtype=torch.bool)
         self._logprobs: dict[str, _Table] = {}
         self._prompt_logprobs: dict[str, list[_Table]] = {}
+        self._entries: dict[tuple[str, int], Tensor] = {}
+        self._entry_counts: tuple[Tensor, list[int]] | None = None
+        """int64 [T], of each row, and the rows of each sequence."""
         self._traced: list[tuple[str, int]] = []
         self._trace: RoutingTrace | None = None
         """Selections of the (request, position) pairs of `_traced`."""
@@ -106,10 +113,18 @@ class RunningStep:
         """Token ids that are being sampled, int64 [1] each, on the device."""
         return {name: self._token_ids[i : i + 1] for i, name in enumerate(self._names)}
 
+    @property
+    def entries(self) -> dict[tuple[str, int], Tensor]:
+        """Entries in depth-routed layers of each (request, companion), int64 [1] each."""
+        return self._entries
+
     def result(self) -> StepResult:
         """Wait until the step has run."""
         recorder = self._recorder
         result = StepResult(routing=NO_COUNTS if recorder is None else recorder.counts())
+        if self._entry_counts is not None:
+            counts, num_rows = self._entry_counts
+            result.entry_counts = [part.tolist() for part in torch.split(counts.cpu(), num_rows)]
         if self._trace is not None:
             entries = self._trace.entries(self._config)
             for (name, position), entry in zip(self._traced, entries, strict=True):
@@ -170,8 +185,14 @@ class Runner:
             recorder,
             None if after is None else after.sampling,
         )
-        hidden = self._backend.forward(plan, batch)  # [T, D]
         step = RunningStep(tuple(rows), recorder, self._config)
+        entries = None
+        if self.storage.layout.routed:
+            entries = StepEntries(plan, self.storage, {} if after is None else after.entries)
+        hidden = self._backend.forward(plan, batch, entries)  # [T, D]
+        if entries is not None:
+            step._entry_counts = entries.finish(), [s.num_new_tokens for s in plan.sequences]
+            step._entries = entries.by_name()
         traced_rows: list[int] = []
         last_row: dict[tuple[str, int], int] = {}
         row = 0

@@ -148,43 +148,108 @@ def whole_answer(submission: Submission, number: int, index: int) -> list[int]:
     return course.output
 
 
-class KVMemory:
-    """One identity per slot."""
+def taken_by(identity: int, layer: int) -> bool:
+    """Whether a depth-routed layer takes a token: some take most, some few."""
+    return hash((identity, layer)) % 7 < 1 + 2 * layer
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+
+class KVMemory:
+    """What lies in each block: identities of tokens, or of entries of depth-routed layers.
+
+    A block that is used for one can no longer be read as the other.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, num_routed: int = 0, entries_per_block: int = 1
+    ) -> None:
         self._block_size = block_size
-        self._blocks: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._routed = range(num_routed)
+        self._entries_per_block = entries_per_block
+        self._tokens: list[dict[int, int | None]] = [{} for _ in range(num_blocks)]
+        """By offset in the block."""
+        self._entries: list[dict[int, tuple[int, int] | None]] = [{} for _ in range(num_blocks)]
+        """By offset: (identity, layer)."""
+        self._index: list[dict[tuple[int, int], tuple[int, int]]] = [{} for _ in range(num_blocks)]
+        """By (offset, layer) of a token: (block, offset) of its entry."""
+        self._num_entries: dict[tuple[str, int], int] = {}
+        """Of each sequence, those of steps in flight included."""
 
     def run(
         self, plan: StepPlan, rows: Sequence[tuple[PlannedSequence, Ghost]]
-    ) -> list[tuple[int, int]]:
+    ) -> tuple[list[tuple[int, int]], list[list[int]]]:
         """Copies, then writes all new positions, then reads all positions up to them.
 
         Returns:
-            Every (block, offset) that was written.
+            Every (block, offset) that was written, and how many layers took each row's tokens.
         """
         size = self._block_size
         targets = [target for _, target in plan.copies]
         assert len(set(targets)) == len(targets), "a block is copied to twice"
-        contents = [list(self._blocks[source]) for source, _ in plan.copies]
-        for target, content in zip(targets, contents, strict=True):
-            self._blocks[target] = content
+        contents = [(dict(self._tokens[s]), dict(self._index[s])) for s, _ in plan.copies]
+        for target, (tokens, index) in zip(targets, contents, strict=True):
+            self._entries[target] = {}
+            self._tokens[target], self._index[target] = tokens, index
         written: list[tuple[int, int]] = []
         for row, ghost in rows:
             for position in range(row.start, row.start + row.num_new_tokens):
                 slot = (row.blocks[position // size], position % size)
-                self._blocks[slot[0]][slot[1]] = ghost.identities[position]
+                self._entries[slot[0]] = {}
+                self._tokens[slot[0]][slot[1]] = ghost.identities[position]
                 written.append(slot)
         assert len(set(written)) == len(written), "two rows write to one slot"
+        entries: list[tuple[int, int]] = []
+        counts = [self._append(row, ghost, entries) for row, ghost in rows]
+        assert len(set(entries)) == len(entries), "two entries are written to one slot"
         for row, ghost in rows:
-            stop = row.start + row.num_new_tokens
-            for index in range(-(-stop // size)):
-                expected = ghost.identities[index * size : min(stop, (index + 1) * size)]
-                found = self._blocks[row.blocks[index]][: len(expected)]
-                assert found == expected, f"{row}: block {index} holds something else"
-        return [*written, *((b, offset) for b in targets for offset in range(size))]
+            self._check(row, ghost)
+        of_copies = [(b, offset) for b in targets for offset in range(size)]
+        return [*written, *of_copies, *entries], counts
+
+    def _append(
+        self, row: PlannedSequence, ghost: Ghost, written: list[tuple[int, int]]
+    ) -> list[int]:
+        """Writes the entries of a row's tokens behind those that the sequence has."""
+        size, name = self._block_size, (row.request_id, row.companion)
+        bound = row.max_num_entries - row.num_new_tokens * len(self._routed)
+        is_exact = bound == row.num_entries  # nothing of it is in flight
+        number = row.num_entries if is_exact else self._num_entries[name]
+        assert row.num_entries <= number <= bound
+        counts: list[int] = []
+        for position in range(row.start, row.start + row.num_new_tokens):
+            block, offset = row.blocks[position // size], position % size
+            identity = ghost.identities[position]
+            counts.append(0)
+            for layer in self._routed:
+                self._index[block].pop((offset, layer), None)
+                if not taken_by(identity, layer):
+                    continue
+                target = row.entry_blocks[number // self._entries_per_block]
+                slot = (target, number % self._entries_per_block)
+                self._tokens[target], self._index[target] = {}, {}
+                self._entries[target][slot[1]] = (identity, layer)
+                self._index[block][offset, layer] = slot
+                written.append(slot)
+                number += 1
+                counts[-1] += 1
+        self._num_entries[name] = number
+        return counts
+
+    def _check(self, row: PlannedSequence, ghost: Ghost) -> None:
+        size = self._block_size
+        for position in range(row.start + row.num_new_tokens):
+            block, offset = row.blocks[position // size], position % size
+            identity = ghost.identities[position]
+            found = self._tokens[block].get(offset)
+            assert found == identity, f"{row}: block {block} holds something else"
+            for layer in self._routed:
+                slot = self._index[block].get((offset, layer))
+                assert (slot is not None) == taken_by(identity, layer), f"{row}: {position}"
+                if slot is not None:
+                    entry = self._entries[slot[0]].get(slot[1])
+                    assert entry == (identity, layer), f"{row}: entry of {position} is lost"
 
     def spoil(self, slots: Sequence[tuple[int, int]]) -> None:
         """What a step that failed may leave behind."""
         for block, offset in slots:
-            self._blocks[block][offset] = None
+            self._tokens[block][offset] = None
+            self._entries[block][offset] = None

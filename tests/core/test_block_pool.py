@@ -186,3 +186,77 @@ def test_check_finds_a_block_in_the_wrong_queue() -> None:
     pool._keyed[pool._blank.pop()] = None
     with pytest.raises(AssertionError):
         pool.check([])
+
+
+# --- backing -------------------------------------------------------------------------------
+
+
+def test_backing_is_held_as_long_as_the_block() -> None:
+    pool = make_pool(3)
+    pool.add_backing(0, [1, 2])
+    pool.add_backing(0, [2])  # known already
+    assert pool.backing(0) == (1, 2)
+    pool.free([1, 2])
+    assert pool.num_free == 0
+    pool.check([[0]])
+    pool.hold(0)
+    pool.free([0])
+    assert pool.num_free == 0
+    pool.free([0])
+    assert pool.num_free == 3
+    assert pool.backing(0) == ()
+    pool.check([])
+
+
+def test_backing_is_kept_while_the_block_is_remembered() -> None:
+    pool = make_pool(4, "ab")
+    pool.add_backing(0, [2])
+    pool.add_backing(1, [2, 3])
+    pool.free([2, 3, 1, 0])
+    assert pool.num_free == 4
+    pool.check([])
+    pool.hold(0)  # and with it 2
+    assert pool.num_free == 2
+    pool.check([[0]])
+    assert pool.allocate(2) == [1, 3]  # 1 is forgotten, so nobody keeps 3 any more
+    assert pool.find(b"b") is None
+    assert pool.allocate(1) is None
+    pool.check([[0], [1, 3]])
+    pool.free([0])
+    assert pool.num_free == 2
+    pool.check([[1, 3]])
+
+
+def test_room_that_is_only_kept_is_found_by_forgetting_whom_it_is_kept_for() -> None:
+    pool = make_pool(5, "ab")
+    for block in (0, 1):
+        pool.add_backing(block, [2, 3, 4])
+    pool.free([2, 3, 4, 1, 0])
+    assert pool.num_free == 5
+    assert sorted(pool.allocate(5) or ()) == [0, 1, 2, 3, 4]
+    pool.check([range(5)])
+
+
+def test_what_is_forgotten_keeps_nothing() -> None:
+    pool = make_pool(3, "ab")
+    pool.add_backing(0, [2])
+    pool.add_backing(1, [2])
+    pool.free([2, 0])
+    pool.forget([0])
+    pool.check([[1]])
+    pool.forget([1])
+    assert pool.num_free == 1
+    assert pool.backing(1) == (2,)
+    pool.check([[1]])
+    pool.free([1])
+    assert pool.num_free == 3
+    pool.check([])
+
+
+def test_only_held_blocks_have_backing_and_are_backing() -> None:
+    pool = make_pool(2)
+    pool.free([1])
+    with pytest.raises(AssertionError, match="block 1 is free, and backs nothing"):
+        pool.add_backing(0, [1])
+    with pytest.raises(AssertionError, match="block 1 is backed while it is free"):
+        pool.add_backing(1, [0])

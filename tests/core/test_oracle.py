@@ -18,14 +18,20 @@ MOST_STEPS = 2000
 """Far more than any of these runs needs to end."""
 
 
-def random_limits(dice: random.Random, scheduling: Scheduling) -> Limits:
+def random_limits(dice: random.Random, scheduling: Scheduling, is_routed: bool) -> Limits:
     is_aware = scheduling is Scheduling.ROUTER_AWARE
     num_requests = dice.randint(2, 10)
     if is_aware and dice.random() < 0.7:  # a backlog is counted by slots
         num_requests = dice.randint(2, 3)
     block_size = dice.choice([1, 2, 4, 8])
+    num_routed = dice.randint(1, 4) if is_routed else 0
+    entries_per_block = block_size * dice.randint(1, 4)
+    num_tokens = dice.randint(22, 52)
+    num_blocks = num_tokens // block_size + num_tokens * num_routed // entries_per_block
     return Limits(
-        num_blocks=dice.randint(22, 52) // block_size + dice.randint(1, 4),
+        num_routed=num_routed,
+        entries_per_block=entries_per_block,
+        num_blocks=num_blocks + dice.randint(1, 4),
         block_size=block_size,
         max_num_requests=num_requests,
         max_num_step_tokens=dice.choice([4, 5, 6, 8, 12, 24]),
@@ -78,10 +84,10 @@ def random_submission(dice: random.Random) -> Submission:
     )
 
 
-def run(seed: int, scheduling: Scheduling) -> Counter[str]:
+def run(seed: int, scheduling: Scheduling, is_routed: bool) -> Counter[str]:
     """One load from its first arrival to an empty engine; returns what happened in it."""
     dice = random.Random(seed)
-    engine = SimulatedEngine(random_limits(dice, scheduling))
+    engine = SimulatedEngine(random_limits(dice, scheduling, is_routed))
     depth = dice.choice([1, 2, 2, 3])
     fails = dice.random() < 0.3
     arrivals = dice.choice([0.1, 0.2, 0.3])
@@ -104,13 +110,16 @@ def run(seed: int, scheduling: Scheduling) -> Counter[str]:
     return engine.seen
 
 
+@pytest.mark.parametrize("is_routed", [False, True], ids=["plain", "depth_routed"])
 @pytest.mark.parametrize("scheduling", Scheduling)
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, NUM_SEEDS_PER_TEST))
-def test_memory_and_answers_are_right_under_any_load(first: int, scheduling: Scheduling) -> None:
+def test_memory_and_answers_are_right_under_any_load(
+    first: int, scheduling: Scheduling, is_routed: bool
+) -> None:
     seen: Counter[str] = Counter()
     for seed in range(first, first + NUM_SEEDS_PER_TEST):
         try:
-            seen += run(seed, scheduling)
+            seen += run(seed, scheduling, is_routed)
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
@@ -129,4 +138,5 @@ def test_memory_and_answers_are_right_under_any_load(first: int, scheduling: Sch
         "refused: QueueFullError",
     ):
         assert seen[event] >= 5, f"{event} is too rare: {seen}"
+    assert (seen["entries"] >= 1000) == is_routed, seen
     assert (seen["passed"] >= 5) == (scheduling is Scheduling.ROUTER_AWARE), seen

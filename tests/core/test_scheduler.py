@@ -40,7 +40,7 @@ def test_one_request_from_prompt_to_finish() -> None:
     assert str(request.status) == "running"
 
     decode = run_step(scheduler, sampled={"a": [21]}, finished=["a"])
-    assert decode.sequences == (PlannedSequence("a", OWN, 4, 1, [0, 1]),)
+    assert decode.sequences == (PlannedSequence("a", OWN, 4, 1, [0, 1], []),)
     assert decode.num_tokens == 1
     assert str(request.status) == "finished"
     assert request.output_token_ids == [20, 21]

@@ -14,7 +14,7 @@ from momaserve.config import RoutingPolicy
 from momaserve.engine import Engine
 from momaserve.models.config import ModelConfig
 from momaserve.outputs import FinishReason, TokenLogprob, TokenOutput, TokenRouting
-from momaserve.runner.kv_storage import block_bytes
+from momaserve.runner.kv_storage import KVLayout, block_bytes
 from momaserve.sampling import Distribution, OutputMode, SamplingParams
 from momaserve.tokens.prompt import Prompt
 from tests.engine.driver import BEGIN_IMAGE, BOS, END_IMAGE, make_engine
@@ -235,6 +235,10 @@ class Alone:
 
 
 def cache_of(checkpoint: Path, num_blocks: int) -> dict[str, Any]:
-    """The option that gives an engine so many blocks."""
+    """The option that gives an engine the memory of so many blocks of tokens, with two thirds
+    of what depth-routed layers may keep of them."""
     config = ModelConfig.from_dict(load_checkpoint(checkpoint)[0])
+    entries = KVLayout.of(config, BLOCK_SIZE).entries
+    if entries is not None:
+        num_blocks += entries.blocks_for(num_blocks * BLOCK_SIZE * entries.per_token * 2 // 3)
     return {"kv_cache_bytes": num_blocks * block_bytes(config, BLOCK_SIZE, torch.float32)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from momaserve.core.entries import EntryShape
 from momaserve.errors import ConfigError
 from momaserve.runner import kv_storage
-from momaserve.runner.kv_storage import block_bytes, choose_num_blocks
+from momaserve.runner.kv_storage import KVLayout, block_bytes, choose_num_blocks
 from tests.models.factory import make_config
 from tests.runner.factory import make_storage
 
-CONFIG = make_config()  # 3 layers, 2 kv heads of 6
+CONFIG = make_config(depth_routing=None)  # 3 layers, 2 kv heads of 6
+ROUTED = make_config()  # layers 0 and 2 have depth routers
 TOKEN_BYTES = 2 * 3 * 2 * 6 * 4
 
 
@@ -39,22 +41,57 @@ def test_a_block_is_k_and_v_of_all_layers() -> None:
     assert block_bytes(CONFIG, 16, torch.bfloat16) == 8 * TOKEN_BYTES
 
 
+def test_a_block_is_k_and_v_of_the_layers_that_keep_every_token() -> None:
+    assert block_bytes(ROUTED, 16, torch.float32) == 16 * TOKEN_BYTES / 3
+    layout = KVLayout.of(ROUTED, 16)
+    assert (layout.plain, layout.routed, layout.slots_per_block) == ((1,), (0, 2), 16)
+    assert layout.entries == EntryShape(per_token=2, per_block=16)
+    assert KVLayout.of(CONFIG, 16).entries is None
+
+
+def test_with_depth_routers_everywhere_a_block_still_has_room_for_entries() -> None:
+    depth = {"layers": [0, 1, 2], "capacity": 0.5}
+    layout = KVLayout.of(make_config(depth_routing=depth), 4)
+    assert (layout.plain, layout.slots_per_block) == ((), 4)
+    assert layout.entries == EntryShape(per_token=3, per_block=4)
+
+
 def test_storage_has_the_bytes_that_were_counted() -> None:
-    storage = make_storage(CONFIG, num_blocks=5, block_size=4)
-    held = storage.k.nbytes + storage.v.nbytes
-    assert held == 5 * block_bytes(CONFIG, 4, torch.float32)
+    for config in (CONFIG, ROUTED):
+        storage = make_storage(config, num_blocks=5, block_size=4)
+        held = storage.k.nbytes + storage.v.nbytes
+        assert held == 5 * block_bytes(config, 4, torch.float32)
+        assert storage.num_bytes == held + storage.index.nbytes
 
 
-def test_storage_starts_finite_and_marks_depth_routed_layers_only() -> None:
+def test_storage_starts_finite_and_empty() -> None:
     storage = make_storage(CONFIG, num_blocks=2, block_size=4)
-    assert storage.k.shape == storage.v.shape == (3, 8, 2, 6)
+    assert storage.k.shape == storage.v.shape == (24, 2, 6)
+    assert storage.index.shape == (0, 8)
     assert not storage.k.any()
     assert not storage.v.any()
-    assert {layer: taken.tolist() for layer, taken in storage.taken.items()} == {
-        0: [False] * 8,
-        2: [False] * 8,
-    }
-    assert make_storage(make_config(depth_routing=None)).taken == {}
+    routed = make_storage(ROUTED, num_blocks=2, block_size=4)
+    assert routed.k.shape == (8, 2, 6)
+    assert routed.index.tolist() == [[-1] * 8] * 2
+
+
+def test_layers_share_a_block_and_no_slot() -> None:
+    storage = make_storage(CONFIG, num_blocks=3, block_size=2)
+    slots = torch.tensor([0, 1, 6, 7, 12, 13])  # of the tokens of blocks 0, 1 and 2
+    for layer in range(3):
+        storage.keys(layer)[slots] += 10.0**layer
+        storage.values(layer)[slots] -= 10.0**layer
+    assert storage.k[:, 0, 0].tolist() == [1, 1, 10, 10, 100, 100] * 3
+    assert torch.equal(storage.v, -storage.k)
+
+
+def test_a_copy_shares_the_entries_of_its_tokens() -> None:
+    storage = make_storage(ROUTED, num_blocks=3, block_size=2)
+    storage.k[:] = torch.arange(6.0).view(6, 1, 1)
+    storage.index[0, :2] = torch.tensor([5, -1])
+    storage.copy_blocks([(0, 1)])
+    assert storage.k[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 5]
+    assert storage.index[0].tolist() == [5, -1, 5, -1, -1, -1]
 
 
 def test_by_default_every_running_request_has_room_for_a_context() -> None:

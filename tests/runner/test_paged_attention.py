@@ -13,12 +13,14 @@ from torch.testing import assert_close
 from momaserve.core.plan import PlannedSequence, StepPlan
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
+from momaserve.runner.step_entries import StepEntries
 from tests.models.factory import make_config
 from tests.runner.factory import make_planned, make_storage
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6
 CONFIG = make_config()  # layers 0 and 2 have depth routers
-BLOCKS = 24
+NUM_ROUTED = 2
+BLOCKS = 96
 
 
 @dataclass
@@ -36,12 +38,20 @@ class Sequence:
         return slice(self.planned.start, self.planned.start + self.planned.num_new_tokens)
 
     def slots(self, block_size: int) -> Tensor:
+        """In the one plain layer; places in the index are the same numbers."""
         return torch.tensor(
             [
                 self.planned.blocks[position // block_size] * block_size + position % block_size
                 for position in range(len(self.k))
             ]
         )
+
+    def entry_slots(self, block_size: int) -> Tensor:
+        """Of all tokens in a depth-routed layer, -1 for those that it skips."""
+        numbers = self.taken.cumsum(0) - 1
+        table = torch.tensor(self.planned.entry_blocks)
+        slots = table[numbers.clamp_min(0) // block_size] * block_size + numbers % block_size
+        return torch.where(self.taken, slots, -1)
 
     def attended(self, *, is_depth_routed: bool) -> Tensor:
         """Plain attention of the new tokens, float64."""
@@ -52,8 +62,11 @@ class Sequence:
             visible = [
                 other
                 for other in range(position + 1)
-                if not is_depth_routed or bool(self.taken[other]) or other == position
+                if not is_depth_routed or bool(self.taken[other])
             ]
+            if is_depth_routed and not self.taken[position]:
+                rows.append(torch.zeros(HEADS, HEAD_DIM, dtype=torch.float64))
+                continue
             scores = torch.einsum("hk,shk->hs", self.q[position].double(), k[visible])
             weights = (scores * HEAD_DIM**-0.5).softmax(-1)
             rows.append(torch.einsum("hs,shk->hk", weights, v[visible]))
@@ -72,13 +85,21 @@ def make_sequences(
         total = start + count
         num_blocks = -(-total // block_size) + rng.randint(0, 1)
         blocks = [free.pop() for _ in range(num_blocks)]
+        taken = torch.rand(total, generator=generator) < 0.4
+        num_entries = int(taken[:start].sum())  # of one depth-routed layer; the other took none
+        bound = num_entries + NUM_ROUTED * count
+        planned = make_planned(str(number), start, count, blocks)._replace(
+            entry_blocks=[free.pop() for _ in range(-(-bound // block_size))],
+            num_entries=num_entries,
+            max_num_entries=bound,
+        )
         made.append(
             Sequence(
-                make_planned(str(number), start, count, blocks),
+                planned,
                 torch.randn(total, HEADS, HEAD_DIM, generator=generator),
                 torch.randn(total, KV_HEADS, HEAD_DIM, generator=generator),
                 torch.randn(total, KV_HEADS, HEAD_DIM, generator=generator),
-                torch.rand(total, generator=generator) < 0.4,
+                taken,
             )
         )
     return made
@@ -89,32 +110,43 @@ def poisoned_storage(block_size: int, sequences: list[Sequence], layer: int) -> 
     storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=block_size)
     storage.k.fill_(float("nan"))
     storage.v.fill_(float("nan"))
-    for taken in storage.taken.values():
-        taken.fill_(True)
+    storage.index.fill_(BLOCKS * block_size - 1)
     for sequence in sequences:
         start = sequence.planned.start
         slots = sequence.slots(block_size)[:start]
-        storage.k[layer, slots] = sequence.k[:start]
-        storage.v[layer, slots] = sequence.v[:start]
-        if layer in storage.taken:
-            storage.taken[layer][slots] = sequence.taken[:start]
+        if layer in storage.layout.routed:
+            entries = sequence.entry_slots(block_size)[:start]
+            storage.index_of(layer)[slots] = entries.int()
+            taken = sequence.taken[:start]
+            storage.k[entries[taken]] = sequence.k[:start][taken]
+            storage.v[entries[taken]] = sequence.v[:start][taken]
+        else:
+            storage.keys(layer)[slots] = sequence.k[:start]
+            storage.values(layer)[slots] = sequence.v[:start]
     return storage
 
 
-def run_step(sequences: list[Sequence], storage: KVStorage, layer: int) -> Tensor:
+def make_attention(
+    sequences: list[Sequence], storage: KVStorage
+) -> tuple[PagedAttention, StepEntries]:
     plan = StepPlan(sequences=tuple(sequence.planned for sequence in sequences))
-    attention = PagedAttention(plan, storage)
+    entries = StepEntries(plan, storage, {})
+    return PagedAttention(plan, storage, entries), entries
+
+
+def run_step(sequences: list[Sequence], storage: KVStorage, layer: int) -> Tensor:
+    attention, _ = make_attention(sequences, storage)
     q, k, v, taken = (
         torch.cat([getattr(sequence, name)[sequence.new] for sequence in sequences])
         for name in ("q", "k", "v", "taken")
     )
-    return attention(layer, q, k, v, taken if layer in storage.taken else None)
+    return attention(layer, q, k, v, taken if layer in storage.layout.routed else None)
 
 
 def assert_plain(sequences: list[Sequence], block_size: int, layer: int) -> None:
     storage = poisoned_storage(block_size, sequences, layer)
     out = run_step(sequences, storage, layer)
-    wanted = [s.attended(is_depth_routed=layer in storage.taken) for s in sequences]
+    wanted = [s.attended(is_depth_routed=layer in storage.layout.routed) for s in sequences]
     assert_close(out.double(), torch.cat(wanted), rtol=1e-4, atol=1e-5)
 
 
@@ -127,8 +159,6 @@ def test_random_steps(layer: int, block_size: int, seed: int) -> None:
     spans = [(0, rng.randint(1, 5)), (rng.randint(1, 6), 1), (rng.randint(1, 4), rng.randint(2, 3))]
     spans += [(rng.randint(0, 3), 1) for _ in range(rng.randint(0, 1))]
     rng.shuffle(spans)
-    while sum(-(-(a + b) // block_size) + 1 for a, b in spans) > BLOCKS:
-        spans.pop()
     assert_plain(make_sequences(rng, spans, block_size), block_size, layer)
 
 
@@ -150,27 +180,31 @@ def test_edges_of_blocks(layer: int, spans: list[tuple[int, int]]) -> None:
     assert_plain(make_sequences(random.Random(1), spans, 4), 4, layer)
 
 
-def test_writes_its_own_slots_of_its_own_layer_and_no_others() -> None:
+def test_writes_its_own_slots_and_no_others() -> None:
     sequences = make_sequences(random.Random(2), [(0, 5), (6, 1)], 4)
-    storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4)
-    run_step(sequences, storage, 2)
-    written = torch.zeros(BLOCKS * 4, dtype=torch.bool)
-    for sequence in sequences:
-        slots = sequence.slots(4)[sequence.new]
-        written[slots] = True
-        assert torch.equal(storage.k[2, slots], sequence.k[sequence.new])
-        assert torch.equal(storage.v[2, slots], sequence.v[sequence.new])
-        assert torch.equal(storage.taken[2][slots], sequence.taken[sequence.new])
-    assert not storage.k[2, ~written].any()
-    assert not storage.v[2, ~written].any()
-    assert not storage.k[:2].any()
-    assert not storage.taken[0].any()
+    for layer in (1, 2):
+        storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4)
+        run_step(sequences, storage, layer)
+        written = torch.zeros(BLOCKS * 4, dtype=torch.bool)
+        for sequence in sequences:
+            new, places = sequence.new, sequence.slots(4)[sequence.new]
+            slots, kept = places, torch.ones(len(places), dtype=torch.bool)
+            if layer == 2:
+                slots, kept = sequence.entry_slots(4)[new], sequence.taken[new]
+                assert torch.equal(storage.index_of(2)[places].long(), slots)
+                slots = slots[kept]
+            written[slots] = True
+            assert torch.equal(storage.k[slots], sequence.k[new][kept])
+            assert torch.equal(storage.v[slots], sequence.v[new][kept])
+        assert not storage.k[~written].any()
+        assert not storage.v[~written].any()
+        assert bool((storage.index_of(0) == -1).all())
 
 
 def test_one_plan_serves_all_layers() -> None:
     sequences = make_sequences(random.Random(3), [(0, 3), (0, 1), (0, 6)], 4)
     storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4)
-    attention = PagedAttention(StepPlan(sequences=tuple(s.planned for s in sequences)), storage)
+    attention, _ = make_attention(sequences, storage)
     q, k, v = (torch.cat([getattr(s, name) for s in sequences]) for name in ("q", "k", "v"))
     wanted = torch.cat([s.attended(is_depth_routed=False) for s in sequences])
     for layer in (1, 1):
@@ -196,11 +230,11 @@ def test_what_is_not_a_number_stays_with_its_own_request() -> None:
 def test_k_and_v_are_kept_in_the_type_of_the_storage() -> None:
     sequences = make_sequences(random.Random(5), [(0, 4), (0, 1)], 4)
     storage = make_storage(CONFIG, num_blocks=BLOCKS, block_size=4, dtype=torch.bfloat16)
-    plan = StepPlan(sequences=tuple(s.planned for s in sequences))
+    attention, _ = make_attention(sequences, storage)
     q, k, v = (
         torch.cat([getattr(s, name) for s in sequences]).bfloat16() for name in ("q", "k", "v")
     )
-    out = PagedAttention(plan, storage)(1, q, k, v, None)
+    out = attention(1, q, k, v, None)
     assert out.dtype is torch.bfloat16
     wanted = torch.cat([s.attended(is_depth_routed=False) for s in sequences])
     assert_close(out.double(), wanted, rtol=0.05, atol=0.05)

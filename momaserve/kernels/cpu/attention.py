@@ -29,6 +29,39 @@ def store(qkv: Any, first: int, slots: Any, keys: Any, values: Any) -> None:
                 values[slot, g, i] = narrow(qkv[t, column + width], values)
 
 
+@kernel
+def append(
+    taken: Any,
+    sequences: Any,
+    tables: Any,
+    slots_per_block: int,
+    places: Any,
+    counts: Any,
+    index: Any,
+    slots: Any,
+) -> None:
+    """Gives the rows that a depth-routed layer takes their slots, behind those given out.
+
+    Args:
+        taken: bool [T].
+        sequences: int64 [T], the sequence of each row.
+        tables: int64 [S, blocks], blocks of the entries of each sequence.
+        places: int64 [T], where `index` tells of each row.
+        counts: int64 [S], entries of each sequence so far; counted on.
+        index: int32 [places], written at the rows: slot, or -1.
+        slots: int64 [T], the same.
+    """
+    for t in range(len(taken)):
+        slots[t] = -1
+        if taken[t]:
+            sequence = sequences[t]
+            number = counts[sequence]
+            block = tables[sequence, number // slots_per_block]
+            slots[t] = block * slots_per_block + number % slots_per_block
+            counts[sequence] = number + 1
+        index[places[t]] = slots[t]
+
+
 def _attend(
     q: Any,
     keys: Any,
@@ -37,7 +70,8 @@ def _attend(
     positions: Any,
     tables: Any,
     block_size: int,
-    taken: Any,
+    block_stride: int,
+    index: Any,
     out: Any,
 ) -> None:
     """Causal attention over the sequence of each row.
@@ -49,8 +83,10 @@ def _attend(
             blocks of its sequence.
         positions: int64 [T]; a row sees positions 0 to its own.
         tables: int32 [S, blocks], ids of blocks.
-        taken: bool [slots], keys that a depth-routed layer took, of which a row sees no others;
-            an empty array means all of them.
+        block_size: tokens of a block.
+        block_stride: slots of a block, of which the first `block_size` are this layer's.
+        index: int32 [blocks * block_size], slots of the tokens that a depth-routed layer took, -1
+            for the others; an empty array stands for a plain layer, and slots follow from tables.
         out: [T, H K], written at the rows.
     """
     num_kv_heads, head_dim = keys.shape[1:]
@@ -64,9 +100,12 @@ def _attend(
         slots = np.empty(length, np.int64)
         seen = 0
         for s in range(length):
-            slot = tables[sequence, s // block_size] * block_size + s % block_size
-            if len(taken) == 0 or taken[slot]:
-                slots[seen] = slot
+            block, offset = tables[sequence, s // block_size], s % block_size
+            if len(index) == 0:
+                slots[seen] = block * block_stride + offset
+                seen += 1
+            elif index[block * block_size + offset] >= 0:
+                slots[seen] = index[block * block_size + offset]
                 seen += 1
         scores = np.empty(seen, np.float32)
         for h in range(g * per_kv, (g + 1) * per_kv):
