@@ -290,6 +290,11 @@ class Engine:
         return stats
 
     @property
+    def kv_cache_bytes(self) -> int:
+        """Memory of K/V, and of the index of what depth-routed layers keep."""
+        return self._runner.storage.num_bytes
+
+    @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._flights)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from momaserve_bench.architectures_options import add_architectures
+from momaserve_bench.depth_options import add_depth
 from momaserve_bench.growth_options import add_growth
 from momaserve_bench.kernels.arguments import add_kernels
 from momaserve_bench.latency_options import add_latency
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_serve(commands)
     add_scheduling(commands)
     add_growth(commands)
+    add_depth(commands)
     add_kernels(commands)
     _core(commands)
     add_learning(commands)
