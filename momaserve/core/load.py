@@ -21,6 +21,8 @@ class StepLoad:
     """Pairs of a new token and a token that it attends to, itself included."""
     sampled_rows: float = 0
     """Rows of the head."""
+    code_rows: float = 0
+    """Those of them that choose among image codes alone."""
 
     def tokens_of(self, modality: Modality) -> float:
         return self.text_tokens if modality is Modality.TEXT else self.image_tokens
@@ -33,6 +35,7 @@ class StepLoad:
             kv_tokens=self.kv_tokens + other.kv_tokens,
             visible_pairs=self.visible_pairs + other.visible_pairs,
             sampled_rows=self.sampled_rows + other.sampled_rows,
+            code_rows=self.code_rows + other.code_rows,
         )
 
 
@@ -62,12 +65,18 @@ class LoadMeter:
             num_images += count - len(known)
         return num_images
 
-    def measure(self, parts: Iterable[tuple[TokenSequence, int, int]], num_rows: int) -> StepLoad:
+    def measure(
+        self,
+        parts: Iterable[tuple[TokenSequence, int, int]],
+        num_rows: int,
+        num_code_rows: int = 0,
+    ) -> StepLoad:
         """The load of a step.
 
         Args:
             parts: (sequence, first token, number of tokens) of each of its rows.
             num_rows: rows that are sampled from or scored.
+            num_code_rows: those of them that choose among image codes alone.
         """
         num_tokens = num_images = kv_tokens = 0
         pairs = 0.0
@@ -87,6 +96,7 @@ class LoadMeter:
             kv_tokens=kv_tokens,
             visible_pairs=pairs,
             sampled_rows=num_rows,
+            code_rows=num_code_rows,
         )
 
 

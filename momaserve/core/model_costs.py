@@ -71,6 +71,8 @@ class ModelCosts:
     head_bytes: float
     head_flops: float
     """Of one sampled row."""
+    code_share: float = 1.0
+    """Of the head, what is read where all rows choose among image codes."""
     kv_bytes: float
     """K/V of one token in one layer."""
     visible_flops: float
@@ -92,11 +94,13 @@ class ModelCosts:
             visible_flops += (
                 layer.num_layers * share * share * load.visible_pairs * self.visible_flops
             )
-        head_bytes = self.head_bytes if load.sampled_rows else 0.0
+        is_code_only = load.code_rows >= load.sampled_rows
+        head_share = self.code_share if is_code_only else 1.0
+        head_bytes = head_share * self.head_bytes if load.sampled_rows else 0.0
         parts = [
             Work(num_bytes=dense_bytes, flops=dense_flops),
             Work(num_bytes=kv_bytes, flops=visible_flops),
-            Work(num_bytes=head_bytes, flops=load.sampled_rows * self.head_flops),
+            Work(num_bytes=head_bytes, flops=head_share * load.sampled_rows * self.head_flops),
         ]
         for group in self.groups:
             parts.append(
@@ -154,6 +158,7 @@ def model_costs(config: ModelConfig, weight_bytes: int) -> ModelCosts:
         dense_flops=2 * dense,
         head_bytes=head * weight_bytes,
         head_flops=2 * head,
+        code_share=1.0 if config.image is None else config.image.num_codes / config.vocab_size,
         kv_bytes=2 * keys * weight_bytes,
         visible_flops=4 * width,
         num_operations=_OPERATIONS_PER_LAYER * config.num_hidden_layers,

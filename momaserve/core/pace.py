@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from momaserve.core.cost_model import CostModel
 from momaserve.core.load import LoadMeter, StepLoad, visible_pairs
 from momaserve.core.step import token_parts
+from momaserve.modality import Modality
 from momaserve.request import Request, TokenSequence
 
 
@@ -64,9 +65,13 @@ class Pace:
     def _load_of_decoding(self, requests: Iterable[Request]) -> StepLoad:
         """One token of each sequence, and a row to sample from."""
         parts: list[tuple[TokenSequence, int, int]] = []
+        num_code_rows = 0
         for request in requests:
-            parts += token_parts(request, [1] * (1 + len(request.companions)))
-        return self._meter.measure(parts, len(parts))
+            count = 1 + len(request.companions)
+            parts += token_parts(request, [1] * count)
+            if self._meter.phase(request.sequence) is Modality.IMAGE:
+                num_code_rows += count
+        return self._meter.measure(parts, len(parts), num_code_rows)
 
     def _chunk(self, sequence: TokenSequence, count: int) -> StepLoad:
         """`count` tokens like those that a sequence computes next, itself or others like it."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from momaserve.config import RoutingPolicy
 from momaserve.core.load import LoadMeter, StepLoad
 from momaserve.core.plan import OWN, PlannedSequence, StepPlan
+from momaserve.modality import Modality
 from momaserve.request import Request, TokenSequence
 
 
@@ -93,13 +94,17 @@ class StepDraft:
 
     def measured_by(self, meter: LoadMeter) -> StepLoad:
         """The load of what is planned so far."""
-        num_rows = len(self.samples)
+        num_rows = num_code_rows = 0
+        samples = frozenset(self.samples)
         for request in self.requests:
-            if request.companions and request.request_id in self.samples:
-                num_rows += len(request.companions)
+            if request.request_id in samples:
+                count = 1 + len(request.companions)
+                num_rows += count
+                if meter.phase(request.sequence) is Modality.IMAGE:
+                    num_code_rows += count
             if request.params.prompt_logprobs is not None:
                 num_rows += self._num_scored(request)
-        return meter.measure(self._parts, num_rows)
+        return meter.measure(self._parts, num_rows, num_code_rows)
 
     def _num_scored(self, request: Request) -> int:
         """Prompt tokens of a request that the step computes."""

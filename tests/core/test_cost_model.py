@@ -39,6 +39,15 @@ def test_nothing_sampled_reads_no_head() -> None:
     assert with_head - predict(StepLoad(text_tokens=1)) == pytest.approx(60)
 
 
+def test_where_all_rows_choose_codes_the_head_of_words_is_not_read() -> None:
+    costs = replace(make_costs(), code_share=0.25)
+    rows = StepLoad(image_tokens=2, sampled_rows=2)
+    whole = predict(rows, costs)
+    assert whole - predict(replace(rows, code_rows=2), costs) == pytest.approx(0.75 * 60)
+    assert predict(replace(rows, code_rows=1), costs) == pytest.approx(whole)
+    assert predict(StepLoad(image_tokens=2), costs) == pytest.approx(whole - 60)
+
+
 @pytest.mark.parametrize(
     ("text", "image", "distinct"),
     [
@@ -132,6 +141,7 @@ def test_a_preset_in_numbers() -> None:
     assert [group.modalities for group in costs.groups] == list(FOUR_AND_FOUR)
     assert [group.expert_bytes for group in costs.groups] == [2 * 3 * 1024 * 2730] * 2
     assert costs.head_bytes == 2 * 65536 * 1024
+    assert costs.code_share == 8192 / 65536
     routers = 2 * (4 * 1024 + 512 * (1024 + 4))
     assert costs.dense_bytes == 2 * (4 * 1024 * 1024 + routers)
     assert costs.kv_bytes == 2 * 2 * 1024

@@ -73,6 +73,7 @@ def test_the_load_of_a_step() -> None:
         kv_tokens=5 + 3 + 2 + 3,
         visible_pairs=15 + 6 + 3 + 6,
         sampled_rows=1 + 2 + 1 + 3,
+        code_rows=2,
     )
     assert plan.predicted_s == make_forecast(fixed_s=1.0).cost_model.predict(plan.load)
     scheduler.update(plan, {"a": [7], "b": [CODES[0]], "c": [7]}, ())
