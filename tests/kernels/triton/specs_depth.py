@@ -1,0 +1,155 @@
+"""Depth routing and sampling as an H200 runs them: bfloat16 hidden states, the paper's sizes."""
+
+from __future__ import annotations
+
+from momaserve.kernels.triton import depth_kernels, routing, sampling, sampling_kernels
+from tests.kernels.triton.compiled import KernelSpec
+
+WIDTH, VOCAB = 2048, 65536
+_TABLES = {
+    "sequences": "*i32",
+    "positions": "*i32",
+    "cu_seqlens_q": "*i32",
+    "block_tables": "*i32",
+    "entry_tables": "*i32",
+    "num_entries": "*i32",
+    "index": "*i32",
+    "slots": "*i32",
+    "listed": "*i32",
+    "places": "*i32",
+    "count": "*i32",
+    "taken": "*i8",
+    "num_rows": "i32",
+    "blocks_stride": "i32",
+    "entries_stride": "i32",
+    "num_entry_blocks": "i32",
+    "block_size": "i32",
+    "block_stride": "i32",
+}
+_SELECTION = {
+    "modality": "*i8",
+    "policy": "*i8",
+    "thresholds": "*fp32",
+    "groups": "*i32",
+    "logits": "*fp32",
+    "partials": "*fp32",
+    "weights": "*fp32",
+    "num_slices": "i32",
+    "num_sequences": "i32",
+}
+_LISTS = {"counts": "*i32", "entries_before": "*i32"}
+
+
+def _take(rows: int, num_slices: int, *, is_all: bool) -> KernelSpec:
+    constexprs = {
+        "chosen": None,
+        "BLOCK_T": rows,
+        "BLOCK_A": routing.summed_slices(num_slices, rows),
+        "B_PAD": 512,
+        "IS_ALL": is_all,
+    }
+    return KernelSpec(
+        name=f"take rows rows={rows} is_all={is_all}",
+        kernel=depth_kernels.take_rows,
+        signature={**_SELECTION, **_TABLES, **({} if is_all else _LISTS)},
+        constexprs={**constexprs, **(dict.fromkeys(_LISTS) if is_all else {})},
+        hot=True,
+    )
+
+
+_ROW = {
+    "logits": "*fp32",
+    "bias": "*fp32",
+    "masks": "*i8",
+    "choices": "*i32",
+    "bests": "*fp32",
+    "best_ids": "*i32",
+    "logits_stride": "i32",
+    "masks_stride": "i32",
+    "size": "i32",
+}
+_HOW = {"temperature": "*fp64", "top_k": "*i32", "top_p": "*fp64", "min_p": "*fp64"}
+_PARTS = {"counts": "*i32", "sums": "*fp64"}
+_SLICES = {"SLICE": sampling.SLICE, "PAD": VOCAB // sampling.SLICE}
+_RUNGS = {**_SLICES, "DISTANCES": sampling.DISTANCES}
+_DIVISIBLE = ("logits_stride", "masks_stride", "size")
+
+
+def _sampling() -> list[KernelSpec]:
+    """With a bias, which is the most that they are asked for."""
+    return [
+        KernelSpec(
+            name="survey of logits",
+            kernel=sampling_kernels.survey,
+            signature={**_ROW, "finites": "*i8"},
+            constexprs={"SLICE": sampling.SLICE},
+            divisible=_DIVISIBLE,
+        ),
+        KernelSpec(
+            name="weights of logits",
+            kernel=sampling_kernels.weigh,
+            signature={**_ROW, **_HOW, **_PARTS},
+            constexprs={**_RUNGS},
+            divisible=_DIVISIBLE,
+        ),
+        KernelSpec(
+            name="draw",
+            kernel=sampling_kernels.draw,
+            signature={
+                **_ROW,
+                **_HOW,
+                **_PARTS,
+                "uniforms": "*fp64",
+                "finites": "*i8",
+                "orders": "*i32",
+                "weights": "*fp32",
+                "ids": "*i32",
+                "token_ids": "*i64",
+                "are_finite": "*i8",
+                "num_slices": "i32",
+            },
+            constexprs={**_RUNGS, "LISTED": sampling.LISTED},
+            divisible=_DIVISIBLE,
+            num_warps=sampling.DRAW_WARPS,
+        ),
+    ]
+
+
+SPECS = [
+    _take(1, 256, is_all=True),
+    _take(64, 32, is_all=True),
+    _take(64, 16, is_all=False),
+    KernelSpec(
+        name="enter rows T=8192",
+        kernel=depth_kernels.enter_rows,
+        signature={**_TABLES, **_LISTS},
+        constexprs={"BLOCK_T": 64, "TILES_PAD": 128},
+        hot=True,
+    ),
+    KernelSpec(
+        name="gather",
+        kernel=depth_kernels.gather,
+        signature={"x": "*bf16", "rows": "*i32", "out": "*bf16", "x_stride": "i32"},
+        constexprs={"WIDTH": WIDTH, "BLOCK": 1024},
+        divisible=("x_stride",),
+        hot=True,
+    ),
+    KernelSpec(
+        name="blend",
+        kernel=depth_kernels.blend,
+        signature={
+            "x": "*bf16",
+            "block": "*bf16",
+            "weight": "*fp32",
+            "places": "*i32",
+            "out": "*bf16",
+            "x_stride": "i32",
+            "block_stride": "i32",
+            "out_stride": "i32",
+        },
+        constexprs={"WIDTH": WIDTH, "BLOCK": 1024},
+        divisible=("x_stride", "block_stride", "out_stride"),
+        hot=True,
+    ),
+    *_sampling(),
+]
