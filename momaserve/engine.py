@@ -20,6 +20,7 @@ import torch
 from momaserve.config import EngineConfig, RoutingPolicy
 from momaserve.core.block_key import root_key
 from momaserve.core.cost_model import MachineRates
+from momaserve.core.entries import EntryShape
 from momaserve.core.plan import OWN, StepPlan
 from momaserve.core.scheduler import Scheduler
 from momaserve.course import Course
@@ -103,6 +104,7 @@ class Engine:
             dtype=dtype,
             device=device,
         )
+        layout = storage.layout
         forecast = make_forecast(config.scheduler, model.config, dtype, device, rates)
         self.step_timer = StepTimer(forecast)
         self.scheduler = Scheduler(
@@ -110,7 +112,9 @@ class Engine:
             num_blocks=num_blocks,
             block_size=config.cache.block_size,
             prefix_caching=config.cache.prefix_caching,
-            entries=storage.layout.entries,
+            entries=EntryShape(len(layout.routed), layout.slots_per_block)
+            if layout.routed
+            else None,
             forecast=forecast,
         )
         sampler = Sampler(parts.processor.spec, device)

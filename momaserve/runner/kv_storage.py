@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from momaserve.core.entries import EntryShape
 from momaserve.errors import ConfigError
 from momaserve.models.config import ModelConfig
 
@@ -41,10 +40,10 @@ class KVLayout:
         """With depth routers in all layers, a block of tokens names them and holds nothing."""
         return self.block_size * max(1, len(self.plain))
 
-    @property
-    def entries(self) -> EntryShape | None:
-        """What the scheduler must know of depth-routed layers."""
-        return EntryShape(len(self.routed), self.slots_per_block) if self.routed else None
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks of one sequence, should every layer keep all of its tokens."""
+        entry_blocks = -(-num_tokens * len(self.routed) // self.slots_per_block)
+        return -(-num_tokens // self.block_size) + entry_blocks
 
 
 class KVStorage:
@@ -129,10 +128,7 @@ def choose_num_blocks(
         ConfigError: `kv_cache_bytes` is less than one block.
     """
     size = block_bytes(config, block_size, dtype)
-    per_request = -(-max_model_len // block_size)
-    entries = KVLayout.of(config, block_size).entries
-    if entries is not None:
-        per_request += entries.blocks_for(max_model_len * entries.per_token)
+    per_request = KVLayout.of(config, block_size).blocks_for(max_model_len)
     if kv_cache_bytes is None:
         return max(per_request, min(max_num_requests * per_request, DEFAULT_BYTES // size))
     if kv_cache_bytes < size:

@@ -238,7 +238,6 @@ def cache_of(checkpoint: Path, num_blocks: int) -> dict[str, Any]:
     """The option that gives an engine the memory of so many blocks of tokens, with two thirds
     of what depth-routed layers may keep of them."""
     config = ModelConfig.from_dict(load_checkpoint(checkpoint)[0])
-    entries = KVLayout.of(config, BLOCK_SIZE).entries
-    if entries is not None:
-        num_blocks += entries.blocks_for(num_blocks * BLOCK_SIZE * entries.per_token * 2 // 3)
+    most = KVLayout.of(config, BLOCK_SIZE).blocks_for(num_blocks * BLOCK_SIZE)
+    num_blocks += (most - num_blocks) * 2 // 3
     return {"kv_cache_bytes": num_blocks * block_bytes(config, BLOCK_SIZE, torch.float32)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from momaserve.core.entries import EntryShape
 from momaserve.errors import ConfigError
 from momaserve.runner import kv_storage
 from momaserve.runner.kv_storage import KVLayout, block_bytes, choose_num_blocks
@@ -45,15 +44,15 @@ def test_a_block_is_k_and_v_of_the_layers_that_keep_every_token() -> None:
     assert block_bytes(ROUTED, 16, torch.float32) == 16 * TOKEN_BYTES / 3
     layout = KVLayout.of(ROUTED, 16)
     assert (layout.plain, layout.routed, layout.slots_per_block) == ((1,), (0, 2), 16)
-    assert layout.entries == EntryShape(per_token=2, per_block=16)
-    assert KVLayout.of(CONFIG, 16).entries is None
+    assert [layout.blocks_for(n) for n in (0, 1, 8, 9, 16, 17)] == [0, 2, 2, 3, 3, 5]
+    assert [KVLayout.of(CONFIG, 16).blocks_for(n) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
 
 
 def test_with_depth_routers_everywhere_a_block_still_has_room_for_entries() -> None:
     depth = {"layers": [0, 1, 2], "capacity": 0.5}
     layout = KVLayout.of(make_config(depth_routing=depth), 4)
     assert (layout.plain, layout.slots_per_block) == ((), 4)
-    assert layout.entries == EntryShape(per_token=3, per_block=4)
+    assert layout.blocks_for(4) == 1 + 3
 
 
 def test_storage_has_the_bytes_that_were_counted() -> None:
