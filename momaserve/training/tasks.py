@@ -8,7 +8,6 @@ a picture. Some pictures come without any question, for classifier-free guidance
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from momaserve.training.dictionary.wrappers import GLOSS_WRAPPERS, wrap
 
 _TO_PICTURE, _TO_NAME = 0.60, 0.87
 """Shares of the tasks, summed up; the rest are glosses."""
-PLAIN_WEIGHT = 2
-"""How much oftener than a toned picture an untoned one is drawn: tones of one person are alike."""
 UNCONDITIONAL = 0.10
 """Share of the drawn pictures that nobody asked for."""
 
@@ -60,11 +57,9 @@ class DictionaryTasks:
         self.encode = encode
         self.prompts = Prompts(items)
         self._index_of = {item.name: index for index, item in enumerate(items)}
-        weights = [PLAIN_WEIGHT if item.tone is None else 1 for item in items]
-        self._cumulative = list(itertools.accumulate(weights))
 
     def _any_item(self, rng: random.Random) -> int:
-        return rng.choices(range(len(self.items)), cum_weights=self._cumulative)[0]
+        return rng.randrange(len(self.items))
 
     def draw(self, rng: random.Random) -> Exchange:
         """One exchange; a pure function of the state of `rng`."""
