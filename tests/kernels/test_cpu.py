@@ -207,31 +207,41 @@ def test_keys_and_values_go_to_their_slots(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("is_depth_routed", [False, True])
 def test_attention_over_blocks(attend: Any, dtype: torch.dtype, is_depth_routed: bool) -> None:
     heads, kv_heads, head_dim, block_size = 4, 2, 6, 4
+    stride, offset = 3 * block_size, block_size  # of the second of three layers
     lengths = [1, 4, 9, 6]
-    k, kernel_k = stored(randn(48, kv_heads, head_dim), dtype)
-    v, kernel_v = stored(randn(48, kv_heads, head_dim, seed=1), dtype)
+    k, kernel_k = stored(randn(144, kv_heads, head_dim), dtype)
+    v, kernel_v = stored(randn(144, kv_heads, head_dim, seed=1), dtype)
     tables = np.array([[5, 0, 0], [2, 0, 0], [7, 1, 10], [3, 11, 0]], np.int32)
     q = randn(5, (heads + 2 * kv_heads) * head_dim, seed=2)
     rows = np.array([[0, 0], [1, 1], [2, 2], [4, 3]])  # row 3 is somebody else's
     positions = np.array([lengths[0] - 1, lengths[1] - 1, lengths[2] - 1, 99, lengths[3] - 1])
-    taken = np.random.default_rng(0).random(48 if is_depth_routed else 0) < 0.5
-    for _, sequence in rows:  # a row that is attended was taken itself
-        last = lengths[sequence] - 1
-        taken[tables[sequence, last // block_size] * block_size + last % block_size :][:1] = True
+    index = np.empty(0, np.int32)
+    if is_depth_routed:
+        offset = 0
+        dice = np.random.default_rng(0)
+        index = np.where(dice.random(48) < 0.5, dice.permutation(144)[:48], -1).astype(np.int32)
+        for _, sequence in rows:  # a row that is attended was taken itself
+            last = lengths[sequence] - 1
+            place = tables[sequence, last // block_size] * block_size + last % block_size
+            index[place] = 100 + sequence
     out = np.full((5, heads * head_dim), 7.0, np.float32)
-    attend(q.numpy(), kernel_k, kernel_v, rows, positions, tables, block_size, taken, out)
+    attend(
+        q.numpy(), kernel_k[offset:], kernel_v[offset:], rows, positions, tables, block_size,
+        stride, index, out,
+    )  # fmt: skip
     assert (out[3] == 7).all()
     for t, sequence in rows:
-        places = np.arange(lengths[sequence])
-        slots = tables[sequence, places // block_size] * block_size + places % block_size
-        mask = torch.ones(len(slots), dtype=torch.bool)
+        tokens = np.arange(lengths[sequence])
+        blocks = tables[sequence, tokens // block_size]
+        slots = blocks * stride + offset + tokens % block_size
         if is_depth_routed:
-            mask = torch.from_numpy(taken[slots])
+            slots = index[blocks * block_size + tokens % block_size]
+            slots = slots[slots >= 0]
         wanted = reference.attend(
             q[t, : heads * head_dim].view(1, 1, heads, head_dim),
             k[slots].unsqueeze(0),
             v[slots].unsqueeze(0),
-            mask.view(1, 1, 1, -1),
+            None,
         )
         assert_close(out[t], wanted.flatten())
 
@@ -243,7 +253,7 @@ def test_what_is_not_finite_stays_with_its_own_sequence() -> None:
     tables = np.array([[0], [1]], np.int32)
     out = np.empty((2, 4), np.float32)
     q = randn(2, 4).numpy()
-    attention.attend(q, keys, values, rows, positions, tables, 4, np.empty(0, np.bool_), out)
+    attention.attend(q, keys, values, rows, positions, tables, 4, 4, np.empty(0, np.int32), out)
     assert not np.isfinite(out[0]).all()
     assert np.isfinite(out[1]).all()
 
@@ -251,12 +261,27 @@ def test_what_is_not_finite_stays_with_its_own_sequence() -> None:
 def test_a_skipped_key_that_is_not_finite_is_never_seen() -> None:
     keys, values = (randn(4, 1, 4, seed=i).numpy() for i in range(2))
     keys[1] = values[1] = np.nan
-    taken = np.array([True, False, True, True])
+    index = np.array([0, -1, 2, 3], np.int32)
     out = np.empty((1, 4), np.float32)
     rows, tables = np.array([[0, 0]]), np.array([[0]], np.int32)
     q = randn(1, 4).numpy()
-    attention.attend(q, keys, values, rows, np.array([3]), tables, 4, taken, out)
+    attention.attend(q, keys, values, rows, np.array([3]), tables, 4, 4, index, out)
     assert np.isfinite(out).all()
+
+
+def test_taken_rows_get_slots_behind_those_given_out() -> None:
+    """Blocks of three slots; sequence 0 has four entries, sequence 1 none."""
+    sequences, places = np.array([0, 0, 1, 0, 1]), np.array([8, 9, 2, 10, 3])
+    tables = np.array([[7, 4, 5], [6, 0, 0]])
+    counts, index = np.array([4, 0]), np.full(12, 99, np.int32)
+    slots = np.empty(5, np.int64)
+    taken = np.array([True, False, True, True, False])
+    attention.append(taken, sequences, tables, 3, places, counts, index, slots)
+    assert slots.tolist() == [4 * 3 + 1, -1, 6 * 3, 4 * 3 + 2, -1]
+    assert counts.tolist() == [6, 1]
+    assert index.tolist() == [99, 99, 18, -1, 99, 99, 99, 99, 13, -1, 14, 99]
+    attention.append(np.ones(5, np.bool_), sequences, tables, 3, places, counts, index, slots)
+    assert slots.tolist() == [15, 16, 19, 17, 20]
 
 
 # --- routing and experts -------------------------------------------------------------------

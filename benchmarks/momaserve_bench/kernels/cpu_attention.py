@@ -35,6 +35,8 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
     depth = sizes.config.depth_routing
     for rows in sizes.rows:
         yield _store_case(sizes, rows)
+        if depth is not None:
+            yield _append_case(sizes, rows, fmean(depth.capacity))
     for context in sizes.contexts:
         for rows in sizes.rows:
             yield _attend_case(sizes, rows, context, None)
@@ -80,18 +82,20 @@ def _attend_case(sizes: Sizes, rows: int, context: int, capacity: float | None) 
 
         def kernel() -> Ready:
             own = as_array(keys.clone()), as_array(values.clone())
-            taken = np.zeros(num_slots if is_routed else 0, np.bool_)
-            if is_routed:
-                taken[slots.numpy()] = seen.numpy()
+            found = np.full(num_slots if is_routed else 0, -1, np.int32)
+            if is_routed:  # the entry of a token is where its K/V would be in a plain layer
+                found[slots.numpy()] = np.where(seen.numpy(), slots.numpy(), -1)
             index = np.stack((np.arange(rows), np.arange(rows)), axis=1)
             positions = np.full(rows, context - 1, np.int64)
             out = np.empty((rows, heads * size), np.float32)
             attend = attention.attend_threaded if sizes.is_threaded else attention.attend
-            arguments = qkv.numpy(), *own, index, positions, tables.numpy(), BLOCK_SIZE, taken, out
+            blocks = tables.numpy()
             result = torch.from_numpy(out)
 
             def run() -> Tensor:
-                attend(*arguments)
+                attend(
+                    qkv.numpy(), *own, index, positions, blocks, BLOCK_SIZE, BLOCK_SIZE, found, out
+                )
                 return result
 
             return Ready(run)
@@ -195,6 +199,61 @@ def _store_case(sizes: Sizes, rows: int) -> Case:
         state_bytes=2 * state,
         touched_bytes=2 * state,
         held_bytes=state + 8 * rows * (heads + 2 * groups) * size,
+        build=build,
+    )
+
+
+def _append_case(sizes: Sizes, rows: int, capacity: float) -> Case:
+    """Slots for what a depth-routed layer takes; each row decodes in a sequence of its own."""
+
+    def build() -> Contest:
+        generator = sizes.generator()
+        taken = torch.rand(rows, generator=generator) < capacity
+        counts = torch.randint(0, BLOCK_SIZE, (rows,), generator=generator)
+        tables = torch.randperm(rows, generator=generator).unsqueeze(1)
+        places = sequences = torch.arange(rows)
+        wanted = torch.where(taken, tables[:, 0] * BLOCK_SIZE + counts, -1)
+
+        def kernel() -> Ready:
+            index, slots = np.empty(rows, np.int32), np.empty(rows, np.int64)
+            result, start, running = torch.from_numpy(slots), counts.numpy(), counts.clone().numpy()
+            arguments = taken.numpy(), sequences.numpy(), tables.numpy()
+
+            def run() -> Tensor:
+                running[:] = start
+                attention.append(*arguments, BLOCK_SIZE, places.numpy(), running, index, slots)
+                return result
+
+            return Ready(run)
+
+        def in_torch() -> Ready:
+            index = torch.empty(rows, dtype=torch.int32)
+
+            def run() -> Tensor:
+                """As `runner.step_entries` does it."""
+                order = taken.cumsum(0)
+                before = order - taken.long()
+                number = counts + order - before - 1
+                blocks = tables[sequences, number.clamp_min(0) // BLOCK_SIZE]
+                slots = torch.where(taken, blocks * BLOCK_SIZE + number % BLOCK_SIZE, -1)
+                counts.clone().index_add_(0, sequences, taken.long())
+                index[places] = slots.int()
+                return slots
+
+            return Ready(run)
+
+        contenders = (Contender(KERNEL, kernel, EXACT), Contender("torch", in_torch, EXACT))
+        return Contest(contenders, judge(wanted))
+
+    return Case(
+        kernel="attention.append",
+        what=f"{capacity:.0%} taken",
+        rows=rows,
+        flops=0.0,
+        num_bytes=rows * (1 + 5 * 8 + 4.0),
+        state_bytes=0,
+        touched_bytes=0,
+        held_bytes=64 * rows,
         build=build,
     )
 
