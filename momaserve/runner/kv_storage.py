@@ -103,7 +103,7 @@ class KVStorage:
         for memory in (self.k, self.v):
             blocks = memory.view(-1, self.layout.slots_per_block, *memory.shape[1:])
             blocks[target] = blocks[source]
-        index = self.index.view(len(self.index), -1, self.layout.block_size)
+        index = self.index.unflatten(1, (-1, self.layout.block_size))
         index[:, target] = index[:, source]
 
 

@@ -84,6 +84,14 @@ def test_layers_share_a_block_and_no_slot() -> None:
     assert torch.equal(storage.v, -storage.k)
 
 
+def test_a_copy_of_a_block_is_one_of_all_layers() -> None:
+    storage = make_storage(CONFIG, num_blocks=3, block_size=2)
+    storage.k[:] = torch.arange(18.0).view(18, 1, 1)
+    storage.copy_blocks([(2, 0)])
+    assert storage.k[:, 0, 0].tolist() == [*range(12, 18), *range(6, 12), *range(12, 18)]
+    storage.copy_blocks([])
+
+
 def test_a_copy_shares_the_entries_of_its_tokens() -> None:
     storage = make_storage(ROUTED, num_blocks=3, block_size=2)
     storage.k[:] = torch.arange(6.0).view(6, 1, 1)
