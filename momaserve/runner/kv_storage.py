@@ -103,7 +103,8 @@ class KVStorage:
         for memory in (self.k, self.v):
             blocks = memory.view(-1, self.layout.slots_per_block, *memory.shape[1:])
             blocks[target] = blocks[source]
-        index = self.index.unflatten(1, (-1, self.layout.block_size))
+        size = self.layout.block_size
+        index = self.index.view(len(self.index), self.index.shape[1] // size, size)
         index[:, target] = index[:, source]
 
 
