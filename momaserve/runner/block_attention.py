@@ -98,6 +98,7 @@ class BlockAttention:
         self._tables, self._positions, self._slots = tables, positions, slots
         self._sequences = sequences
         """int64 [T]: of the rows that are attended one by one; -1 for those of long chunks."""
+        self._rows = _attended(sequences)
 
     def attend(self, layer: int, qkv: Array, out: Array) -> None:
         """Stores K/V of all rows and attends.
@@ -109,7 +110,7 @@ class BlockAttention:
         memory = self._memory
         keys, values = memory.keys[layer], memory.values[layer]
         attention.store(qkv, out.shape[1], self._slots, keys, values)
-        self._attend_rows(qkv, keys, values, self._sequences, self._positions, _NONE, out)
+        self._attend_rows(qkv, keys, values, self._rows, self._positions, _NONE, out)
         storage = memory.storage
         for chunk in self._chunks:
             rows = slice(chunk.first, chunk.first + chunk.count)
@@ -135,8 +136,8 @@ class BlockAttention:
         memory = self._memory
         keys, values, index = memory.keys[layer], memory.values[layer], memory.index[layer]
         attention.store(qkv, out.shape[1], slots, keys, values)
-        positions = self._positions[rows]
-        self._attend_rows(qkv, keys, values, self._sequences[rows], positions, index, out)
+        positions, attended = self._positions[rows], _attended(self._sequences[rows])
+        self._attend_rows(qkv, keys, values, attended, positions, index, out)
         for chunk in self._chunks:
             first, stop = np.searchsorted(rows, (chunk.first, chunk.first + chunk.count))
             if first == stop:
@@ -153,15 +154,13 @@ class BlockAttention:
         qkv: Array,
         keys: Array,
         values: Array,
-        sequences: Array,
+        rows: Array,
         positions: Array,
         index: Array,
         out: Array,
     ) -> None:
-        single = (sequences >= 0).nonzero()[0]
-        if not len(single):
+        if not len(rows):
             return
-        rows = np.stack((single, sequences[single]), axis=1)
         layout = self._memory.layout
         attend = attention.attend_threaded if self._threads else attention.attend
         attend(
@@ -204,6 +203,12 @@ class _Entries:
 
 
 _NONE = np.empty(0, np.int32)
+
+
+def _attended(sequences: Array) -> Array:
+    """int64 [R, 2]: rows that have a sequence here, and that sequence."""
+    rows = (sequences >= 0).nonzero()[0]
+    return np.stack((rows, sequences[rows]), axis=1)
 
 
 def _as_array(memory: Tensor) -> Array:

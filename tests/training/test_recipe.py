@@ -30,6 +30,11 @@ def test_the_shipped_recipe_loads_by_name_and_by_path(tmp_path: Path) -> None:
     assert positions <= recipe.model["max_position_embeddings"]  # of a whole conversation
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    assert Recipe.load(path.stem) == Recipe.load(str(path))
+
+
 def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'denmo'; shipped ones: .*'demo'"):
         Recipe.load("denmo")

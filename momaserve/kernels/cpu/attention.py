@@ -99,14 +99,16 @@ def _attend(
         length = positions[t] + 1
         slots = np.empty(length, np.int64)
         seen = 0
-        for s in range(length):
-            block, offset = tables[sequence, s // block_size], s % block_size
-            if len(index) == 0:
-                slots[seen] = block * block_stride + offset
-                seen += 1
-            elif index[block * block_size + offset] >= 0:
-                slots[seen] = index[block * block_size + offset]
-                seen += 1
+        if len(index) == 0:
+            seen = length
+            for s in range(length):
+                slots[s] = tables[sequence, s // block_size] * block_stride + s % block_size
+        else:
+            for s in range(length):
+                slot = index[tables[sequence, s // block_size] * block_size + s % block_size]
+                if slot >= 0:
+                    slots[seen] = slot
+                    seen += 1
         scores = np.empty(seen, np.float32)
         for h in range(g * per_kv, (g + 1) * per_kv):
             first = h * head_dim
