@@ -29,12 +29,12 @@ class _Chunk:
 
     first: int
     count: int
-    start: int
-    """Tokens before them."""
     slots: Tensor
     """int64 [S], slots of its tokens so far, the chunk's included."""
     places: Array
     """int64 [S], their places in the index of a depth-routed layer."""
+    mask: Tensor
+    """bool [count, S], causal."""
 
 
 class BlockMemory:
@@ -93,7 +93,8 @@ class BlockAttention:
                     sequences[row : row + count] = index
                 else:
                     places = block * size + tokens % size
-                    self._chunks.append(_Chunk(row, count, start, torch.from_numpy(where), places))
+                    mask = torch.from_numpy(tokens <= tokens[start:, None])
+                    self._chunks.append(_Chunk(row, count, torch.from_numpy(where), places, mask))
             row += count
         self._tables, self._positions, self._slots = tables, positions, slots
         self._sequences = sequences
@@ -114,10 +115,8 @@ class BlockAttention:
         storage = memory.storage
         for chunk in self._chunks:
             rows = slice(chunk.first, chunk.first + chunk.count)
-            ends = torch.arange(chunk.start, chunk.start + chunk.count).unsqueeze(1)
-            mask = torch.arange(len(chunk.slots)) <= ends
             k, v = storage.keys(layer)[chunk.slots], storage.values(layer)[chunk.slots]
-            self._attend_chunk(qkv[rows], k, v, mask, out[rows])
+            self._attend_chunk(qkv[rows], k, v, chunk.mask, out[rows])
 
     def take(self, layer: int, taken: Array) -> Array:
         """Notes which rows a depth-routed layer takes, bool [T]; returns their slots, int64 [T]."""
