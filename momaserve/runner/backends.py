@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from momaserve.core.plan import StepPlan
 from momaserve.errors import ConfigError
-from momaserve.layers.batch import ForwardBatch
+from momaserve.layers.batch import ForwardBatch, RoutingObserver
+from momaserve.models.config import ModelConfig
 from momaserve.models.moma import MomaModel
+from momaserve.request import Request
+from momaserve.runner.inputs import build_batch
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
 from momaserve.runner.sampler import Sampler, SampleRow
@@ -23,6 +28,9 @@ from momaserve.runner.step_entries import StepEntries
 logger = logging.getLogger(__name__)
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST_CAPABILITY = (8, 0)
+"""Of the devices that the Triton kernels are compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,44 @@ class Backend:
     """Hidden states [S, D] -> float32 logits [S, len(ids)] of a range of ids."""
     sample: Callable[[Tensor, Sequence[SampleRow], int], tuple[Tensor, Tensor]]
     """As `Sampler.sample`."""
+    lay_out: LayOut | None = None
+    """How it wants a step's inputs; None is `build_batch` and `StepEntries`."""
+
+
+class LayOut(Protocol):
+    """Makes a step's inputs, where a backend reads them from tensors of its own."""
+
+    def __call__(
+        self,
+        plan: StepPlan,
+        requests: Mapping[str, Request],
+        observer: RoutingObserver | None,
+        sampling: Mapping[str, Tensor],
+        before: Mapping[tuple[str, int], Tensor],
+    ) -> tuple[ForwardBatch, StepEntries | None]:
+        """`sampling` and `before` as those of `build_batch` and `StepEntries`."""
+        ...
+
+
+def lay_out_step(
+    backend: Backend,
+    plan: StepPlan,
+    requests: Mapping[str, Request],
+    config: ModelConfig,
+    storage: KVStorage,
+    observer: RoutingObserver | None,
+    sampling: Mapping[str, Tensor],
+    before: Mapping[tuple[str, int], Tensor],
+) -> tuple[ForwardBatch, StepEntries | None]:
+    """What the backend's `forward` is given for a step.
+
+    Args:
+        sampling, before: of the step in flight, as for `build_batch` and `StepEntries`.
+    """
+    if backend.lay_out is not None:
+        return backend.lay_out(plan, requests, observer, sampling, before)
+    batch = build_batch(plan, requests, config, storage.k.device, observer, sampling)
+    return batch, StepEntries(plan, storage, before) if storage.layout.routed else None
 
 
 def select_backend(
@@ -50,18 +96,28 @@ def select_backend(
     Raises:
         ConfigError: the backend cannot run here, for the reason that is named.
     """
-    obstacle = _obstacle_to_cpu(storage)
-    if name == "cpu" and obstacle is not None:
-        raise ConfigError(f"backend cpu cannot be used: {obstacle}")
-    if name == "reference" or obstacle is not None:
-        if name == "auto":
-            logger.info("backend reference (plain torch), since %s", obstacle)
+    wanted = name
+    if name == "auto":
+        wanted = "triton" if storage.k.device.type == "cuda" else "cpu"
+    if wanted == "reference":
         return reference_backend(model, storage, sampler)
-    threads = torch.get_num_threads()
-    logger.info("backend cpu: compiled kernels, %d thread%s", threads, "s"[: threads > 1])
-    # numba is optional, and takes a moment to load.
-    module = importlib.import_module("momaserve.runner.cpu_backend")
-    backend: Backend = module.cpu_backend(model, storage, sampler, keep_weights=keep_weights)
+    obstacle = (
+        _obstacle_to_cpu(storage) if wanted == "cpu" else _obstacle_to_triton(model.config, storage)
+    )
+    if obstacle is not None:
+        if name != "auto":
+            raise ConfigError(f"backend {name} cannot be used: {obstacle}")
+        logger.info("backend reference (plain torch), since %s", obstacle)
+        return reference_backend(model, storage, sampler)
+    if wanted == "cpu":
+        threads = torch.get_num_threads()
+        logger.info("backend cpu: compiled kernels, %d thread%s", threads, "s"[: threads > 1])
+    else:
+        logger.info("backend triton: compiled kernels, CUDA graphs for decoding steps")
+    # What compiles the kernels is optional, and takes a moment to load.
+    module = importlib.import_module(f"momaserve.runner.{wanted}_backend")
+    make = getattr(module, f"{wanted}_backend")
+    backend: Backend = make(model, storage, sampler, keep_weights=keep_weights)
     return backend
 
 
@@ -84,3 +140,26 @@ def _obstacle_to_cpu(storage: KVStorage) -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed (pip install 'momaserve[cpu]')"
     return None
+
+
+def _obstacle_to_triton(config: ModelConfig, storage: KVStorage) -> str | None:
+    """Why the Triton kernels cannot be used, or None."""
+    device, dtype = storage.k.device, storage.k.dtype
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'momaserve[gpu]')"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return "the model is on cpu, where its kernels run under TRITON_INTERPRET=1 alone"
+        if dtype is torch.bfloat16:
+            return f"its interpreter has no products of {dtype}"
+    elif device.type != "cuda":
+        return f"the model is on {device.type}"
+    elif torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability(device)
+        least = ".".join(map(str, _LEAST_CAPABILITY))
+        return f"the device has compute capability {major}.{minor}, less than {least}"
+    if dtype not in _TRITON_DTYPES:
+        return f"it has no kernels for {dtype}"
+    module = importlib.import_module("momaserve.runner.triton_backend")
+    obstacle: str | None = module.obstacle_to(config)
+    return obstacle

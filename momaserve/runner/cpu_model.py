@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from momaserve.config import RoutingPolicy
 from momaserve.kernels import reference
@@ -23,6 +23,7 @@ from momaserve.layers.routing import Router
 from momaserve.modality import Modality
 from momaserve.models.moma import MomaModel
 from momaserve.runner.block_attention import BlockAttention
+from momaserve.runner.packing import give_up, give_up_matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +200,11 @@ class CpuModel:
             assert isinstance(block, Block)
             self._layers.append(_Layer.of(block))
             if not keep_weights:
-                _free(block)
+                give_up_matrices(block)
         head = model.embed_tokens if model.lm_head is None else model.lm_head
         self._head = linear.pack(head.detach())
         if not keep_weights and model.lm_head is not None:
-            _free_one(model.lm_head)
+            give_up(model.lm_head)
         self._linear = linear.linear_threaded if threads else linear.linear
 
     def forward(self, batch: ForwardBatch, attention: BlockAttention) -> Tensor:
@@ -378,17 +379,6 @@ class CpuModel:
         step.batch.observer.experts(
             index, group, *map(torch.from_numpy, (read, every, eligible, chosen))
         )
-
-
-def _free(block: Block) -> None:
-    """Gives up the block's matrices; whoever multiplies by one gets an error."""
-    for parameter in block.parameters():
-        if parameter.dim() >= 2:
-            _free_one(parameter)
-
-
-def _free_one(parameter: nn.Parameter) -> None:
-    parameter.data = parameter.data.new_empty(0)
 
 
 def _float32(tensor: Tensor) -> Array:

@@ -37,6 +37,10 @@ class RoutingRecorder:
     def __init__(self) -> None:
         self._experts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
         self._depth: list[tuple[int, Tensor, Tensor]] = []
+        self._sums: dict[str, tuple[Tensor, Tensor, Tensor]] | None = None
+        """By group: tokens by layer and expert, tokens by layer, pairs by number of experts."""
+        self._depth_sums: tuple[Tensor, Tensor] | None = None
+        """Tokens by layer that were taken, and that were asked about."""
 
     def experts(
         self, layer: int, group: str, u: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
@@ -46,28 +50,50 @@ class RoutingRecorder:
     def depth(self, layer: int, x: Tensor, logits: Tensor, eligible: Tensor, taken: Tensor) -> None:
         self._depth.append((layer, eligible, taken))
 
-    def counts(self) -> RoutingCounts:
-        expert_tokens: list[tuple[int, str, tuple[int, ...]]] = []
-        group_tokens: list[tuple[int, str, int]] = []
-        per_token: dict[str, tuple[int, ...]] = {}
+    def close(self, *, non_blocking: bool = True) -> None:
+        """Adds up what was selected, and starts bringing the sums to the host.
+
+        Args:
+            non_blocking: whether `counts` may be called only once the device got this far.
+        """
+
+        def host(tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", non_blocking=non_blocking)
+
+        self._sums = {}
         for group, entries in self._experts.items():
             selected = torch.stack([entry[2] for entry in entries])  # [L, T, E]
             eligible = torch.stack([entry[1] for entry in entries])  # [L, T]
-            num_experts = selected.shape[2]
-            loads = selected.sum(1).tolist()
-            expert_tokens += [
-                (entry[0], group, tuple(load)) for entry, load in zip(entries, loads, strict=True)
-            ]
-            counts = eligible.sum(1).tolist()
-            group_tokens += [
-                (entry[0], group, count) for entry, count in zip(entries, counts, strict=True)
-            ]
-            fanout = selected.sum(2)[eligible]
-            per_token[group] = tuple(torch.bincount(fanout, minlength=num_experts + 1).tolist())
-        depth: list[tuple[int, int, int]] = []
+            sizes = torch.arange(selected.shape[2] + 1, device=selected.device)
+            is_size = selected.sum(2).unsqueeze(2) == sizes  # [L, T, E + 1]
+            fanout = (is_size & eligible.unsqueeze(2)).sum((0, 1))
+            self._sums[group] = (host(selected.sum(1)), host(eligible.sum(1)), host(fanout))
         if self._depth:
-            taken = torch.stack([entry[2] for entry in self._depth]).sum(1).tolist()
-            routed = torch.stack([entry[1] for entry in self._depth]).sum(1).tolist()
+            taken = torch.stack([entry[2] for entry in self._depth]).sum(1)
+            routed = torch.stack([entry[1] for entry in self._depth]).sum(1)
+            self._depth_sums = host(taken), host(routed)
+
+    def counts(self) -> RoutingCounts:
+        """What `close` added up; waits for the device where it was not closed."""
+        if self._sums is None:
+            self.close(non_blocking=False)
+        assert self._sums is not None
+        expert_tokens: list[tuple[int, str, tuple[int, ...]]] = []
+        group_tokens: list[tuple[int, str, int]] = []
+        per_token: dict[str, tuple[int, ...]] = {}
+        for group, (loads, counts, fanout) in self._sums.items():
+            layers = [entry[0] for entry in self._experts[group]]
+            expert_tokens += [
+                (layer, group, tuple(load))
+                for layer, load in zip(layers, loads.tolist(), strict=True)
+            ]
+            group_tokens += [
+                (layer, group, count) for layer, count in zip(layers, counts.tolist(), strict=True)
+            ]
+            per_token[group] = tuple(fanout.tolist())
+        depth: list[tuple[int, int, int]] = []
+        if self._depth_sums is not None:
+            taken, routed = (sums.tolist() for sums in self._depth_sums)
             depth = [
                 (entry[0], took, total - took)
                 for entry, took, total in zip(self._depth, taken, routed, strict=True)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,7 @@ from momaserve.core.plan import OWN, PlannedSequence, StepPlan
 from momaserve.models.config import ModelConfig
 from momaserve.outputs import TokenLogprob, TokenRouting
 from momaserve.request import Request
-from momaserve.runner.backends import Backend
-from momaserve.runner.inputs import build_batch
+from momaserve.runner.backends import Backend, lay_out_step
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.routing_recorder import (
     NO_COUNTS,
@@ -27,7 +27,7 @@ from momaserve.runner.routing_recorder import (
     RoutingTrace,
 )
 from momaserve.runner.sampler import SampleRow
-from momaserve.runner.step_entries import StepEntries
+from momaserve.runner.upload import upload
 from momaserve.tokens.grammar import Choices
 
 _HEAD_ROWS = 128
@@ -93,8 +93,10 @@ class RunningStep:
         names: Sequence[str],
         recorder: RoutingRecorder | None,
         config: ModelConfig,
+        device: torch.device,
     ) -> None:
         self._names = tuple(names)
+        self._device = device
         self._recorder = recorder
         self._config = config
         self._token_ids = torch.empty(0, dtype=torch.int64)
@@ -107,6 +109,9 @@ class RunningStep:
         self._traced: list[tuple[str, int]] = []
         self._trace: RoutingTrace | None = None
         """Selections of the (request, position) pairs of `_traced`."""
+        self._host = self._token_ids, self._is_finite
+        self._arrival: torch.cuda.Event | None = None
+        """When what every step tells has come over; None where it is here at once."""
 
     @property
     def sampling(self) -> dict[str, Tensor]:
@@ -118,13 +123,28 @@ class RunningStep:
         """Entries in depth-routed layers of each (request, companion), int64 [1] each."""
         return self._entries
 
+    def send(self) -> None:
+        """Starts to bring over what every step tells, in front of the next step's work."""
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._entry_counts is not None:
+            counts, num_rows = self._entry_counts
+            self._entry_counts = counts.to("cpu", non_blocking=True), num_rows
+        found = self._token_ids, self._is_finite
+        self._host = found[0].to("cpu", non_blocking=True), found[1].to("cpu", non_blocking=True)
+        if self._device.type == "cuda":
+            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrival.record()
+
     def result(self) -> StepResult:
         """Wait until the step has run."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
         recorder = self._recorder
         result = StepResult(routing=NO_COUNTS if recorder is None else recorder.counts())
         if self._entry_counts is not None:
             counts, num_rows = self._entry_counts
-            result.entry_counts = [part.tolist() for part in torch.split(counts.cpu(), num_rows)]
+            result.entry_counts = [part.tolist() for part in torch.split(counts, num_rows)]
         if self._trace is not None:
             entries = self._trace.entries(self._config)
             for (name, position), entry in zip(self._traced, entries, strict=True):
@@ -135,7 +155,7 @@ class RunningStep:
             if not all(math.isfinite(score.logprob) for score in scores):
                 result.broken.add(name)
         for name, token, is_finite in zip(
-            self._names, self._token_ids.tolist(), self._is_finite.tolist(), strict=True
+            self._names, self._host[0].tolist(), self._host[1].tolist(), strict=True
         ):
             if not is_finite:
                 result.broken.add(name)
@@ -177,18 +197,17 @@ class Runner:
         """
         self.storage.copy_blocks(plan.copies)
         recorder = RoutingRecorder() if count_routing or traced else None
-        batch = build_batch(
+        batch, entries = lay_out_step(
+            self._backend,
             plan,
             requests,
             self._config,
-            self.storage.k.device,
+            self.storage,
             recorder,
-            None if after is None else after.sampling,
+            {} if after is None else after.sampling,
+            {} if after is None else after.entries,
         )
-        step = RunningStep(tuple(rows), recorder, self._config)
-        entries = None
-        if self.storage.layout.routed:
-            entries = StepEntries(plan, self.storage, {} if after is None else after.entries)
+        step = RunningStep(tuple(rows), recorder, self._config, self.storage.k.device)
         hidden = self._backend.forward(plan, batch, entries)  # [T, D]
         if entries is not None:
             step._entry_counts = entries.finish(), [s.num_new_tokens for s in plan.sequences]
@@ -213,6 +232,7 @@ class Runner:
             step._trace = recorder.trace(batch, traced_rows)
         if rows:
             self._sample(hidden, last_row, plan, requests, rows, step)
+        step.send()
         return step
 
     def _sample(
@@ -231,7 +251,8 @@ class Runner:
             for companion in range(len(requests[name].companions))
         ]
         ids = self._ids_to_choose_from(requests, rows)
-        all_logits = self._backend.logits(hidden[own + [row for _, row, _ in guided]], ids)
+        last = np.array(own + [row for _, row, _ in guided])
+        all_logits = self._backend.logits(hidden[upload(last, hidden.device)], ids)
         logits = all_logits[: len(own)]
         combined = guide(logits, all_logits[len(own) :], guided)
         token_ids, step._is_finite = self._backend.sample(combined, list(rows.values()), ids.start)

@@ -53,8 +53,9 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         flag="--backend",
         owner=EngineConfig,
         type=str,
-        choices=("auto", "cpu", "reference"),
-        help="who computes: compiled CPU kernels, or plain torch; auto takes what is fastest here",
+        choices=("auto", "cpu", "triton", "reference"),
+        help="who computes: kernels for the CPU or the GPU, or plain torch; auto takes what is "
+        "fastest here",
     ),
     Option(flag="--threads", owner=EngineConfig, help="CPU threads", unset="torch's own"),
     Option(

@@ -19,12 +19,15 @@ from momaserve.models.config import ModelConfig
 from momaserve.models.moma import MomaModel
 from momaserve.models.weights import load_model
 from momaserve.request import Request
-from momaserve.runner.backends import Backend, reference_backend, select_backend
-from momaserve.runner.inputs import build_batch
+from momaserve.runner.backends import (
+    Backend,
+    lay_out_step,
+    reference_backend,
+    select_backend,
+)
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.routing_recorder import RoutingCounts, RoutingRecorder
 from momaserve.runner.sampler import Sampler
-from momaserve.runner.step_entries import StepEntries
 from momaserve.tokens.grammar import GrammarSpec
 from tests.reference.checkpoints import CASES, random_checkpoint, sample_ids
 from tests.runner.factory import make_planned, make_request, make_storage
@@ -83,15 +86,19 @@ def steps_of() -> list[StepPlan]:
 
 
 def run(
-    backend: Backend, storage: KVStorage, config: ModelConfig, requests: list[Request]
+    backend: Backend,
+    storage: KVStorage,
+    config: ModelConfig,
+    requests: list[Request],
+    plans: list[StepPlan] | None = None,
 ) -> list[tuple[Tensor, Tensor, RoutingCounts]]:
-    """Hidden states, logits and routing counts of each step."""
+    """Hidden states, logits and routing counts of each step, those of `steps_of` if not told."""
     by_id = {request.request_id: request for request in requests}
     num_entries = dict.fromkeys(by_id, 0)
-    num_routed = len(storage.layout.routed)
+    num_routed, num_taken = len(storage.layout.routed), 0
     results: list[tuple[Tensor, Tensor, RoutingCounts]] = []
     with torch.inference_mode():
-        for plan in steps_of():
+        for plan in plans or steps_of():
             sequences = tuple(
                 planned._replace(
                     entry_blocks=range(80 + i, NUM_BLOCKS, 4),
@@ -103,12 +110,11 @@ def run(
             )
             plan = replace(plan, sequences=sequences)
             recorder = RoutingRecorder()
-            entries = StepEntries(plan, storage, {}) if num_routed else None
-            batch = build_batch(plan, by_id, config, CPU, recorder)
+            batch, entries = lay_out_step(backend, plan, by_id, config, storage, recorder, {}, {})
             hidden = backend.forward(plan, batch, entries)
             if entries is not None:
                 taken = entries.finish()
-                assert int(taken.sum()) > 0
+                num_taken += int(taken.sum())
                 for (name, _), count in entries.by_name().items():
                     num_entries[name] = int(count)
                 assert sum(num_entries.values()) >= int(taken.sum())
@@ -117,6 +123,7 @@ def run(
             some = backend.logits(hidden[[0, -1]], every[5:50])
             torch.testing.assert_close(some, logits[:, 5:50])
             results.append((hidden, logits, recorder.counts()))
+    assert num_taken > 0 or not num_routed
     return results
 
 
