@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +115,22 @@ def test_a_row_of_a_product_does_not_depend_on_its_mates(dtype: torch.dtype) -> 
         alone = np.empty((1, 64), np.float32)
         linear.linear(x, np.array([row]), packed, alone)
         assert (alone[0] == together[row]).all()
+
+
+def test_a_kernel_and_its_threaded_twin_do_not_share_a_cache_file(tmp_path: Path) -> None:
+    """They did once: whichever was compiled first served as both, for good."""
+    script = (
+        "import numpy as np, torch\n"
+        "from momaserve.kernels.cpu import linear\n"
+        "packed, out = linear.pack(torch.ones(32, 4)), np.empty((1, 32), np.float32)\n"
+        "for multiply in (linear.linear, linear.linear_threaded):\n"
+        "    multiply(np.ones((1, 4), np.float32), np.arange(1), packed, out)\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    names = [path.name for path in tmp_path.rglob("*.nbi")]
+    assert sum(name.startswith("linear._linear-") for name in names) == 1
+    assert sum(name.startswith("linear._linear_threaded-") for name in names) == 1
 
 
 def test_packing_keeps_bfloat16_that_is_stored_as_float32() -> None:

@@ -4,6 +4,7 @@ interpreter's lock, and kept on disk so that the next start is quick."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from numba import njit
@@ -22,7 +23,19 @@ def kernel(function: Function) -> Function:
 
 def threaded(function: Function) -> Function:
     """The same; its loops over `prange` are shared among threads."""
-    return _compiled(function, parallel=True)
+    return _compiled(_renamed(function, f"{function.__name__}_threaded"), parallel=True)
+
+
+def _renamed(function: Function, name: str) -> Function:
+    """The same function by another name.
+
+    numba's cache on disk tells functions apart by their names, not by how they are compiled: of two
+    kernels of one name, whichever is compiled first would be both.
+    """
+    assert isinstance(function, FunctionType)
+    twin = FunctionType(function.__code__, function.__globals__, name)
+    twin.__module__, twin.__qualname__, twin.__doc__ = function.__module__, name, function.__doc__
+    return cast(Function, twin)
 
 
 def _compiled(function: Function, *, parallel: bool) -> Function:

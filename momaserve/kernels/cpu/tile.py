@@ -22,7 +22,7 @@ TILE = 2 * LANES
 MAX_ROWS = 8
 """Rows of one call at most: their 16 sums and the weights fit into 32 registers."""
 
-_AHEAD = 32
+_AHEAD = 64
 """Steps of the sum by which weights are asked for before their turn; found by trying."""
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)

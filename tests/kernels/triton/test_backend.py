@@ -211,7 +211,7 @@ def test_decoding_steps_are_captured_once_and_replayed(monkeypatch: pytest.Monke
     assert (len(calls), len(captured)) == (10, 2)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="without a GPU nothing is captured")
+@pytest.mark.skipif(DEVICE == "cpu", reason="GPU: none here, so nothing is captured")
 def test_a_replayed_graph_is_the_eager_step(tmp_path: Path) -> None:
     model = load(tmp_path, "4t4i_post")
     storage = storage_of(model.config, 24)
