@@ -37,6 +37,15 @@ class _Chunk:
     """bool [count, S], causal."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the rows see that are attended one by one, as `attention.list_slots` lists it."""
+
+    rows: Array
+    slots: Array
+    counts: Array
+
+
 class BlockMemory:
     """K/V of all layers as the kernels see them."""
 
@@ -99,7 +108,7 @@ class BlockAttention:
         self._tables, self._positions, self._slots = tables, positions, slots
         self._sequences = sequences
         """int64 [T]: of the rows that are attended one by one; -1 for those of long chunks."""
-        self._rows = _attended(sequences)
+        self._seen = self._list_seen(sequences, positions, _NONE)
 
     def attend(self, layer: int, qkv: Array, out: Array) -> None:
         """Stores K/V of all rows and attends.
@@ -111,7 +120,7 @@ class BlockAttention:
         memory = self._memory
         keys, values = memory.keys[layer], memory.values[layer]
         attention.store(qkv, out.shape[1], self._slots, keys, values)
-        self._attend_rows(qkv, keys, values, self._rows, self._positions, _NONE, out)
+        self._attend_rows(qkv, keys, values, self._seen, out)
         storage = memory.storage
         for chunk in self._chunks:
             rows = slice(chunk.first, chunk.first + chunk.count)
@@ -135,8 +144,9 @@ class BlockAttention:
         memory = self._memory
         keys, values, index = memory.keys[layer], memory.values[layer], memory.index[layer]
         attention.store(qkv, out.shape[1], slots, keys, values)
-        positions, attended = self._positions[rows], _attended(self._sequences[rows])
-        self._attend_rows(qkv, keys, values, attended, positions, index, out)
+        positions = self._positions[rows]
+        listed = self._list_seen(self._sequences[rows], positions, index)
+        self._attend_rows(qkv, keys, values, listed, out)
         for chunk in self._chunks:
             first, stop = np.searchsorted(rows, (chunk.first, chunk.first + chunk.count))
             if first == stop:
@@ -148,24 +158,29 @@ class BlockAttention:
             k, v = memory.storage.k[where], memory.storage.v[where]
             self._attend_chunk(qkv[first:stop], k, v, mask, out[first:stop])
 
-    def _attend_rows(
-        self,
-        qkv: Array,
-        keys: Array,
-        values: Array,
-        rows: Array,
-        positions: Array,
-        index: Array,
-        out: Array,
-    ) -> None:
-        if not len(rows):
-            return
+    def _list_seen(self, sequences: Array, positions: Array, index: Array) -> _Seen:
+        """What rows see that are attended one by one.
+
+        Args:
+            sequences: int64 [R], -1 for the other rows.
+            positions: int64 [R].
+            index: of a depth-routed layer, or nothing.
+        """
         layout = self._memory.layout
-        attend = attention.attend_threaded if self._threads else attention.attend
-        attend(
-            qkv, keys, values, rows, positions, self._tables, layout.block_size,
-            layout.slots_per_block, index, out,
+        which = (sequences >= 0).nonzero()[0]
+        rows = np.stack((which, sequences[which]), axis=1)
+        most = int(positions[which].max(initial=-1)) + 1
+        slots, counts = np.empty((len(rows), most), np.int32), np.empty(len(rows), np.int64)
+        attention.list_slots(
+            rows, positions, self._tables, layout.block_size, layout.slots_per_block, index,
+            slots, counts,
         )  # fmt: skip
+        return _Seen(rows, slots, counts)
+
+    def _attend_rows(self, qkv: Array, keys: Array, values: Array, seen: _Seen, out: Array) -> None:
+        if len(seen.rows):
+            attend = attention.attend_threaded if self._threads else attention.attend
+            attend(qkv, keys, values, seen.rows, seen.slots, seen.counts, out)
 
     @staticmethod
     def _attend_chunk(qkv: Array, k: Tensor, v: Tensor, mask: Tensor, out: Array) -> None:
@@ -202,12 +217,6 @@ class _Entries:
 
 
 _NONE = np.empty(0, np.int32)
-
-
-def _attended(sequences: Array) -> Array:
-    """int64 [R, 2]: rows that have a sequence here, and that sequence."""
-    rows = (sequences >= 0).nonzero()[0]
-    return np.stack((rows, sequences[rows]), axis=1)
 
 
 def _as_array(memory: Tensor) -> Array:

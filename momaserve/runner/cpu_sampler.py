@@ -29,6 +29,7 @@ class CpuSampler:
         token_ids = torch.empty(len(rows), dtype=torch.int64)
         is_finite = torch.empty(len(rows), dtype=torch.bool)
         plain = [i for i, mine in enumerate(is_plain) if mine]
+        biases = [rows[i].bias for i in plain]
         sampling.draw(
             logits.contiguous().numpy(),
             np.array(plain),
@@ -37,6 +38,9 @@ class CpuSampler:
             np.array([rows[i].distribution.temperature for i in plain], np.float64),
             np.array([rows[i].distribution.min_p for i in plain], np.float64),
             np.array([uniform(rows[i].seed, rows[i].position) for i in plain]),
+            np.cumsum([0, *map(len, biases)]),
+            np.array([token for bias in biases for token, _ in bias], np.int64),
+            np.array([value for bias in biases for _, value in bias], np.float32),
             token_ids.numpy(),
             is_finite.numpy(),
         )
@@ -51,7 +55,7 @@ class CpuSampler:
 
 
 def _is_plain(row: SampleRow) -> bool:
-    """Whether no bias or penalty changes the row, and nothing must be sorted to draw from it."""
+    """Whether no penalty changes the row, and nothing must be sorted to draw from it."""
     distribution = row.distribution
     is_sorted = distribution.temperature > 0 and (distribution.top_k or distribution.top_p < 1)
-    return not (row.bias or row.penalties is not None or is_sorted)
+    return row.penalties is None and not is_sorted

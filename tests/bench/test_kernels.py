@@ -28,8 +28,8 @@ from momaserve_bench.kernels.timing import CopyPlan, Filler, Outcome, hold
 from momaserve_server.cli import main
 from tests.reference.checkpoints import CASES, random_checkpoint
 
-PARTS = {"experts.list_pairs", "experts.multiply", "experts.activate"}
-"""Parts of `experts.routed_experts`, which is timed whole."""
+PARTS = {"experts.list_pairs", "experts.multiply", "experts.multiply_gated", "attention.list_slots"}
+"""Parts of `experts.routed_experts` and `attention.attend`, which are timed whole."""
 QUICK = ["--rows", "1", "5", "--context", "9", "--num-iters", "2", "--roof-gib", "0.001"]
 QUICK += ["--gemm-size", "32", "--memory-gib", "0.02"]
 DTYPES = [torch.float32, torch.bfloat16]

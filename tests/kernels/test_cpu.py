@@ -222,6 +222,15 @@ def test_keys_and_values_go_to_their_slots(dtype: torch.dtype) -> None:
 # --- attention -----------------------------------------------------------------------------
 
 
+def list_slots(
+    rows: Array, positions: Array, tables: Array, block_size: int, stride: int, index: Array
+) -> tuple[Array, Array]:
+    most = int(positions[rows[:, 0]].max()) + 1
+    slots, counts = np.full((len(rows), most), 10**6, np.int32), np.empty(len(rows), np.int64)
+    attention.list_slots(rows, positions, tables, block_size, stride, index, slots, counts)
+    return slots, counts
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("attend", [attention.attend, attention.attend_threaded])
 @pytest.mark.parametrize("is_depth_routed", [False, True])
@@ -245,10 +254,8 @@ def test_attention_over_blocks(attend: Any, dtype: torch.dtype, is_depth_routed:
             place = tables[sequence, last // block_size] * block_size + last % block_size
             index[place] = 100 + sequence
     out = np.full((5, heads * head_dim), 7.0, np.float32)
-    attend(
-        q.numpy(), kernel_k[offset:], kernel_v[offset:], rows, positions, tables, block_size,
-        stride, index, out,
-    )  # fmt: skip
+    seen = list_slots(rows, positions, tables, block_size, stride, index)
+    attend(q.numpy(), kernel_k[offset:], kernel_v[offset:], rows, *seen, out)
     assert (out[3] == 7).all()
     for t, sequence in rows:
         tokens = np.arange(lengths[sequence])
@@ -273,7 +280,8 @@ def test_what_is_not_finite_stays_with_its_own_sequence() -> None:
     tables = np.array([[0], [1]], np.int32)
     out = np.empty((2, 4), np.float32)
     q = randn(2, 4).numpy()
-    attention.attend(q, keys, values, rows, positions, tables, 4, 4, np.empty(0, np.int32), out)
+    seen = list_slots(rows, positions, tables, 4, 4, np.empty(0, np.int32))
+    attention.attend(q, keys, values, rows, *seen, out)
     assert not np.isfinite(out[0]).all()
     assert np.isfinite(out[1]).all()
 
@@ -285,7 +293,8 @@ def test_a_skipped_key_that_is_not_finite_is_never_seen() -> None:
     out = np.empty((1, 4), np.float32)
     rows, tables = np.array([[0, 0]]), np.array([[0]], np.int32)
     q = randn(1, 4).numpy()
-    attention.attend(q, keys, values, rows, np.array([3]), tables, 4, 4, index, out)
+    seen = list_slots(rows, np.array([3]), tables, 4, 4, index)
+    attention.attend(q, keys, values, rows, *seen, out)
     assert np.isfinite(out).all()
 
 

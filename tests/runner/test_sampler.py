@@ -213,6 +213,10 @@ def test_greedy_takes_the_best_and_the_lower_of_equals() -> None:
     logits[1, 5] = 9.0  # an image id, masked; all text ids tie
     logits[2, 22] = 1e-6
     assert draw(logits, [make_row()] * 3) == [17, 2, 22]
+    logits = torch.full((2, 24), -3.0)
+    logits[0, [18, 21]] = -0.5
+    logits[1, 19], logits[1, 20] = -0.0, 0.0  # equal, whatever their bits
+    assert draw(logits, [make_row()] * 2) == [18, 19]
 
 
 DISTRIBUTIONS = [

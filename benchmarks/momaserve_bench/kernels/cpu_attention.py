@@ -89,13 +89,15 @@ def _attend_case(sizes: Sizes, rows: int, context: int, capacity: float | None) 
             positions = np.full(rows, context - 1, np.int64)
             out = np.empty((rows, heads * size), np.float32)
             attend = attention.attend_threaded if sizes.is_threaded else attention.attend
-            blocks = tables.numpy()
+            listed, counts = np.empty((rows, context), np.int32), np.empty(rows, np.int64)
+            where = (index, positions, tables.numpy(), BLOCK_SIZE, BLOCK_SIZE, found)
+            attention.list_slots(*where, listed, counts)
             result = torch.from_numpy(out)
 
             def run() -> Tensor:
-                attend(
-                    qkv.numpy(), *own, index, positions, blocks, BLOCK_SIZE, BLOCK_SIZE, found, out
-                )
+                if is_routed:  # plain layers share one list
+                    attention.list_slots(*where, listed, counts)
+                attend(qkv.numpy(), *own, index, listed, counts, out)
                 return result
 
             return Ready(run)

@@ -62,31 +62,56 @@ def append(
         index[places[t]] = slots[t]
 
 
-def _attend(
-    q: Any,
-    keys: Any,
-    values: Any,
+@kernel
+def list_slots(
     rows: Any,
     positions: Any,
     tables: Any,
     block_size: int,
     block_stride: int,
     index: Any,
-    out: Any,
+    slots: Any,
+    counts: Any,
 ) -> None:
-    """Causal attention over the sequence of each row.
+    """Lists what each row sees: its sequence's tokens up to itself.
+
+    Args:
+        rows: int64 [R, 2], rows, and for each the row of `tables` that has the blocks of its
+            sequence.
+        positions: int64 [T]; a row sees positions 0 to its own.
+        tables: int32 [S, blocks], ids of blocks.
+        block_size: tokens of a block.
+        block_stride: slots of a block, of which the first `block_size` are a plain layer's.
+        index: int32 [blocks * block_size], slots of the tokens that a depth-routed layer took, -1
+            for the others; an empty array stands for plain layers, whose slots follow from tables.
+        slots: int32 [R, most], written: slots of what each row sees, in order.
+        counts: int64 [R], written: how many those are.
+    """
+    for r in range(rows.shape[0]):
+        length, table = positions[rows[r, 0]] + 1, tables[rows[r, 1]]
+        count = 0
+        for first in range(0, length, block_size):
+            block = table[first // block_size]
+            for i in range(min(block_size, length - first)):
+                if len(index) == 0:
+                    slots[r, count] = block * block_stride + i
+                    count += 1
+                else:
+                    slot = index[block * block_size + i]
+                    if slot >= 0:
+                        slots[r, count] = slot
+                        count += 1
+        counts[r] = count
+
+
+def _attend(q: Any, keys: Any, values: Any, rows: Any, slots: Any, counts: Any, out: Any) -> None:
+    """Attention of each row over what it sees.
 
     Args:
         q: [T, H K or more], queries in the first H K columns.
         keys, values: [slots, G, K].
-        rows: int64 [R, 2], the rows to compute, and for each the row of `tables` that has the
-            blocks of its sequence.
-        positions: int64 [T]; a row sees positions 0 to its own.
-        tables: int32 [S, blocks], ids of blocks.
-        block_size: tokens of a block.
-        block_stride: slots of a block, of which the first `block_size` are this layer's.
-        index: int32 [blocks * block_size], slots of the tokens that a depth-routed layer took, -1
-            for the others; an empty array stands for a plain layer, and slots follow from tables.
+        rows: int64 [R, 2], the rows to compute in the first column.
+        slots: int32 [R, most], what they see, and counts: int64 [R], how many, by `list_slots`.
         out: [T, H K], written at the rows.
     """
     num_kv_heads, head_dim = keys.shape[1:]
@@ -95,20 +120,7 @@ def _attend(
     scale = np.float32(1) / np.sqrt(np.float32(head_dim))
     for work in prange(rows.shape[0] * num_kv_heads):
         r, g = work // num_kv_heads, work % num_kv_heads
-        t, sequence = rows[r, 0], rows[r, 1]
-        length = positions[t] + 1
-        slots = np.empty(length, np.int64)
-        seen = 0
-        if len(index) == 0:
-            seen = length
-            for s in range(length):
-                slots[s] = tables[sequence, s // block_size] * block_stride + s % block_size
-        else:
-            for s in range(length):
-                slot = index[tables[sequence, s // block_size] * block_size + s % block_size]
-                if slot >= 0:
-                    slots[seen] = slot
-                    seen += 1
+        t, listed, seen = rows[r, 0], slots[r], counts[r]
         scores = np.empty(seen, np.float32)
         for h in range(g * per_kv, (g + 1) * per_kv):
             first = h * head_dim
@@ -116,8 +128,8 @@ def _attend(
             best = np.float32(-np.inf)
             whole = seen - seen % 4
             for s in range(0, whole, 4):  # four at a time, which keeps the vector units busy
-                k0, k1 = keys[slots[s], g], keys[slots[s + 1], g]
-                k2, k3 = keys[slots[s + 2], g], keys[slots[s + 3], g]
+                k0, k1 = keys[listed[s], g], keys[listed[s + 1], g]
+                k2, k3 = keys[listed[s + 2], g], keys[listed[s + 3], g]
                 s0 = s1 = s2 = s3 = np.float32(0)
                 for i in range(head_dim):
                     s0 += query[i] * widen(k0[i])
@@ -126,7 +138,7 @@ def _attend(
                     s3 += query[i] * widen(k3[i])
                 scores[s], scores[s + 1], scores[s + 2], scores[s + 3] = s0, s1, s2, s3
             for s in range(whole, seen):
-                key = keys[slots[s], g]
+                key = keys[listed[s], g]
                 s0 = np.float32(0)
                 for i in range(head_dim):
                     s0 += query[i] * widen(key[i])
@@ -141,8 +153,8 @@ def _attend(
             for i in range(head_dim):
                 answer[i] = np.float32(0)
             for s in range(0, whole, 4):
-                v0, v1 = values[slots[s], g], values[slots[s + 1], g]
-                v2, v3 = values[slots[s + 2], g], values[slots[s + 3], g]
+                v0, v1 = values[listed[s], g], values[listed[s + 1], g]
+                v2, v3 = values[listed[s + 2], g], values[listed[s + 3], g]
                 w0, w1, w2, w3 = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]
                 for i in range(head_dim):
                     answer[i] += (
@@ -152,7 +164,7 @@ def _attend(
                         + w3 * widen(v3[i])
                     )
             for s in range(whole, seen):
-                value, weight = values[slots[s], g], scores[s]
+                value, weight = values[listed[s], g], scores[s]
                 for i in range(head_dim):
                     answer[i] += weight * widen(value[i])
             for i in range(head_dim):

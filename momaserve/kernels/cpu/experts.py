@@ -64,18 +64,26 @@ def _multiply(x: Any, rows: Any, starts: Any, w: Any, out: Any) -> None:
         multiply_rows(x, rows, starts[e], starts[e + 1], w, tile * step, out, column)
 
 
-def _activate(both: Any, hidden: Any) -> None:
-    """hidden [P, 16 N] = silu(gate) * up of both [P, 32 N], as `pack_gate_up` lays them out."""
-    for p in prange(hidden.shape[0]):
-        for tile in range(hidden.shape[1] // LANES):
+def _multiply_gated(x: Any, rows: Any, starts: Any, w: Any, both: Any, hidden: Any) -> None:
+    """hidden [P, 16 N] = silu(gate) * up, of products as in `_multiply`.
+
+    w is packed by `pack_gate_up`; both [P, 32 N] is written with gate and up as they lie there.
+    """
+    num_tiles = w.shape[1]
+    step = w.shape[2] * w.shape[3]
+    for tile in prange(w.shape[0] * num_tiles):
+        e = tile // num_tiles
+        number = tile - e * num_tiles
+        column = number * TILE
+        multiply_rows(x, rows, starts[e], starts[e + 1], w, tile * step, both, column)
+        for p in range(starts[e], starts[e + 1]):
+            pair, made = both[p, column:], hidden[p, number * LANES :]
             for j in range(LANES):
-                gate = both[p, TILE * tile + j]
-                up = both[p, TILE * tile + LANES + j]
-                hidden[p, LANES * tile + j] = gate * sigmoid(gate) * up
+                made[j] = pair[j] * sigmoid(pair[j]) * pair[LANES + j]
 
 
 multiply, multiply_threaded = kernel(_multiply), threaded(_multiply)
-activate, activate_threaded = kernel(_activate), threaded(_activate)
+multiply_gated, multiply_gated_threaded = kernel(_multiply_gated), threaded(_multiply_gated)
 
 
 @kernel
@@ -103,12 +111,10 @@ def routed_experts(
     y = np.empty((count, down.shape[1] * TILE), np.float32)
     pairs = np.arange(count)
     if threads:
-        multiply_threaded(u, tokens[:count], starts, gate_up, both)
-        activate_threaded(both, hidden)
+        multiply_gated_threaded(u, tokens[:count], starts, gate_up, both, hidden)
         multiply_threaded(hidden, pairs, starts, down, y)
     else:
-        multiply(u, tokens[:count], starts, gate_up, both)
-        activate(both, hidden)
+        multiply_gated(u, tokens[:count], starts, gate_up, both, hidden)
         multiply(hidden, pairs, starts, down, y)
     for p in range(count):
         for i in range(out.shape[1]):
