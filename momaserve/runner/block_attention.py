@@ -22,6 +22,9 @@ from momaserve.runner.step_entries import StepEntries
 LONG_CHUNK = 16
 """New tokens of one sequence from which laying out its keys pays."""
 
+_LEAST_SHARED = 1 << 17
+"""Numbers in the keys that a layer reads from which waking the other threads pays (20 us)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
@@ -179,7 +182,8 @@ class BlockAttention:
 
     def _attend_rows(self, qkv: Array, keys: Array, values: Array, seen: _Seen, out: Array) -> None:
         if len(seen.rows):
-            attend = attention.attend_threaded if self._threads else attention.attend
+            is_much = seen.counts.sum() * keys[0].size >= _LEAST_SHARED
+            attend = attention.attend_threaded if self._threads and is_much else attention.attend
             attend(qkv, keys, values, seen.rows, seen.slots, seen.counts, out)
 
     @staticmethod

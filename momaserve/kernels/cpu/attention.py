@@ -8,7 +8,11 @@ import numpy as np
 from numba import prange
 
 from momaserve.kernels.cpu.jit import kernel, threaded
-from momaserve.kernels.cpu.scalar import exp32, narrow, widen
+from momaserve.kernels.cpu.scalar import exp32, narrow
+from momaserve.kernels.cpu.vectors import add_scaled, dots
+
+_LEAST_PARTS = 16
+"""Pieces of work, so that threads get equal shares of few rows."""
 
 
 @kernel
@@ -115,60 +119,74 @@ def _attend(q: Any, keys: Any, values: Any, rows: Any, slots: Any, counts: Any, 
         out: [T, H K], written at the rows.
     """
     num_kv_heads, head_dim = keys.shape[1:]
-    num_heads = out.shape[1] // head_dim
-    per_kv = num_heads // num_kv_heads
+    width = num_kv_heads * head_dim
+    per_kv = out.shape[1] // head_dim // num_kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(head_dim))
-    for work in prange(rows.shape[0] * num_kv_heads):
-        r, g = work // num_kv_heads, work % num_kv_heads
+    # The heads of a token lie side by side: read together, memory gives them in one stretch.
+    num_parts = min(num_kv_heads, -(-_LEAST_PARTS // max(1, rows.shape[0])))
+    for work in prange(rows.shape[0] * num_parts):
+        r, part = work // num_parts, work % num_parts
         t, listed, seen = rows[r, 0], slots[r], counts[r]
-        scores = np.empty(seen, np.float32)
-        for h in range(g * per_kv, (g + 1) * per_kv):
-            first = h * head_dim
-            query, answer = q[t, first : first + head_dim], out[t, first : first + head_dim]
+        whole = seen - seen % 4
+        first_head = part * num_kv_heads // num_parts * per_kv
+        last_head = (part + 1) * num_kv_heads // num_parts * per_kv
+        scores = np.empty((last_head - first_head, seen), np.float32)
+        for s in range(0, whole, 4):  # four at a time, which keeps the vector units busy
+            for h in range(first_head, last_head):
+                at = (h // per_kv) * head_dim
+                places = (
+                    listed[s] * width + at, listed[s + 1] * width + at,
+                    listed[s + 2] * width + at, listed[s + 3] * width + at,
+                )  # fmt: skip
+                found = scores[h - first_head]
+                found[s], found[s + 1], found[s + 2], found[s + 3] = dots(
+                    q, t * q.shape[1] + h * head_dim, keys, places, head_dim, 4 * width
+                )
+        for s in range(whole, seen):
+            for h in range(first_head, last_head):
+                place = listed[s] * width + (h // per_kv) * head_dim
+                (scores[h - first_head, s],) = dots(
+                    q, t * q.shape[1] + h * head_dim, keys, (place,), head_dim, 0
+                )
+        for h in range(first_head, last_head):
+            found = scores[h - first_head]
             best = np.float32(-np.inf)
-            whole = seen - seen % 4
-            for s in range(0, whole, 4):  # four at a time, which keeps the vector units busy
-                k0, k1 = keys[listed[s], g], keys[listed[s + 1], g]
-                k2, k3 = keys[listed[s + 2], g], keys[listed[s + 3], g]
-                s0 = s1 = s2 = s3 = np.float32(0)
-                for i in range(head_dim):
-                    s0 += query[i] * widen(k0[i])
-                    s1 += query[i] * widen(k1[i])
-                    s2 += query[i] * widen(k2[i])
-                    s3 += query[i] * widen(k3[i])
-                scores[s], scores[s + 1], scores[s + 2], scores[s + 3] = s0, s1, s2, s3
-            for s in range(whole, seen):
-                key = keys[listed[s], g]
-                s0 = np.float32(0)
-                for i in range(head_dim):
-                    s0 += query[i] * widen(key[i])
-                scores[s] = s0
             for s in range(seen):
-                scores[s] *= scale
-                best = max(best, scores[s])
+                found[s] *= scale
+                best = max(best, found[s])
             total = np.float32(0)
             for s in range(seen):
-                scores[s] = exp32(scores[s] - best)
-                total += scores[s]
+                found[s] = exp32(found[s] - best)
+                total += found[s]
+            for s in range(seen):
+                found[s] /= total
             for i in range(head_dim):
-                answer[i] = np.float32(0)
-            for s in range(0, whole, 4):
-                v0, v1 = values[listed[s], g], values[listed[s + 1], g]
-                v2, v3 = values[listed[s + 2], g], values[listed[s + 3], g]
-                w0, w1, w2, w3 = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]
-                for i in range(head_dim):
-                    answer[i] += (
-                        w0 * widen(v0[i])
-                        + w1 * widen(v1[i])
-                        + w2 * widen(v2[i])
-                        + w3 * widen(v3[i])
-                    )
-            for s in range(whole, seen):
-                value, weight = values[listed[s], g], scores[s]
-                for i in range(head_dim):
-                    answer[i] += weight * widen(value[i])
-            for i in range(head_dim):
-                answer[i] /= total
+                out[t, h * head_dim + i] = np.float32(0)
+        for s in range(0, whole, 4):
+            for h in range(first_head, last_head):
+                at = (h // per_kv) * head_dim
+                places = (
+                    listed[s] * width + at, listed[s + 1] * width + at,
+                    listed[s + 2] * width + at, listed[s + 3] * width + at,
+                )  # fmt: skip
+                found = scores[h - first_head]
+                weights = found[s], found[s + 1], found[s + 2], found[s + 3]
+                add_scaled(
+                    weights,
+                    values,
+                    places,
+                    head_dim,
+                    out,
+                    t * out.shape[1] + h * head_dim,
+                    4 * width,
+                )
+        for s in range(whole, seen):
+            for h in range(first_head, last_head):
+                place = listed[s] * width + (h // per_kv) * head_dim
+                weight = scores[h - first_head, s]
+                add_scaled(
+                    (weight,), values, (place,), head_dim, out, t * out.shape[1] + h * head_dim, 0
+                )
 
 
 attend = kernel(_attend)

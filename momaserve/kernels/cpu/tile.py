@@ -25,8 +25,8 @@ MAX_ROWS = 8
 _AHEAD = 64
 """Steps of the sum by which weights are asked for before their turn; found by trying."""
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_WORDS = ir.VectorType(ir.IntType(32), LANES)
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+WORDS = ir.VectorType(ir.IntType(32), LANES)
 
 
 # numba passes the arguments by name and reads no annotations.
@@ -51,29 +51,29 @@ def _multiply_tile(typingctx, x, rows, w, first, size, out, places):  # type: ig
             return context.make_array(sig.args[index])(context, builder, args[index]).data
 
         count = len(rows)
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
         name = f"llvm.fmuladd.v{LANES}f32"
         add = cgutils.get_or_insert_function(builder.module, kind, name)
         x_rows = [builder.gep(data(0), [o]) for o in cgutils.unpack_tuple(builder, args[1], count)]
         weights = builder.gep(data(2), [args[3]])
         targets = [builder.gep(data(5), [o]) for o in cgutils.unpack_tuple(builder, args[6], count)]
-        zero = ir.Constant(_FLOATS, [0.0] * LANES)
+        zero = ir.Constant(FLOATS, [0.0] * LANES)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(count)]
         step = LANES if is_half else TILE
         with cgutils.for_range(builder, args[4]) as loop:
             offset = builder.mul(loop.index, ir.Constant(loop.index.type, step))
             place = builder.gep(weights, [offset])
-            _prefetch(builder, builder.gep(place, [ir.Constant(loop.index.type, _AHEAD * step)]))
+            prefetch(builder, builder.gep(place, [ir.Constant(loop.index.type, _AHEAD * step)]))
             pair = _widened(builder, place) if is_half else _loaded(builder, place)
             for row, accumulators in zip(x_rows, sums, strict=True):
-                factor = _splat(builder, builder.load(builder.gep(row, [loop.index])))
+                factor = splat(builder, builder.load(builder.gep(row, [loop.index])))
                 for weight, accumulator in zip(pair, accumulators, strict=True):
                     total = builder.load(accumulator)
                     builder.store(builder.call(add, [weight, factor, total]), accumulator)
         for target, accumulators in zip(targets, sums, strict=True):
             for half, accumulator in enumerate(accumulators):
                 at = builder.gep(target, [ir.Constant(ir.IntType(64), half * LANES)])
-                vector = builder.bitcast(at, _FLOATS.as_pointer())
+                vector = builder.bitcast(at, FLOATS.as_pointer())
                 builder.store(builder.load(accumulator), vector, align=4)
         return context.get_dummy_value()
 
@@ -83,7 +83,7 @@ def _multiply_tile(typingctx, x, rows, w, first, size, out, places):  # type: ig
 multiply_tile: Any = intrinsic(_multiply_tile)
 
 
-def _prefetch(builder: ir.IRBuilder, place: Any) -> None:
+def prefetch(builder: ir.IRBuilder, place: Any) -> None:
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
@@ -91,22 +91,22 @@ def _prefetch(builder: ir.IRBuilder, place: Any) -> None:
     builder.call(fetch, [builder.bitcast(place, byte), read, near, data])
 
 
-def _splat(builder: ir.IRBuilder, value: Any) -> Any:
+def splat(builder: ir.IRBuilder, value: Any) -> Any:
     alone = builder.insert_element(
-        ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+        ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
     )
     every = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(alone, ir.Constant(_FLOATS, ir.Undefined), every)
+    return builder.shuffle_vector(alone, ir.Constant(FLOATS, ir.Undefined), every)
 
 
 def _loaded(builder: ir.IRBuilder, place: Any) -> list[Any]:
     halves = (builder.gep(place, [ir.Constant(ir.IntType(64), n * LANES)]) for n in range(2))
-    return [builder.load(builder.bitcast(half, _FLOATS.as_pointer()), align=4) for half in halves]
+    return [builder.load(builder.bitcast(half, FLOATS.as_pointer()), align=4) for half in halves]
 
 
 def _widened(builder: ir.IRBuilder, place: Any) -> list[Any]:
     """16 words hold the bfloat16 of outputs 0 to 15 in their lower halves, of the rest above."""
-    words = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
-    low = builder.shl(words, ir.Constant(_WORDS, [16] * LANES))
-    high = builder.and_(words, ir.Constant(_WORDS, [0xFFFF0000] * LANES))
-    return [builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)]
+    words = builder.load(builder.bitcast(place, WORDS.as_pointer()), align=4)
+    low = builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+    high = builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
+    return [builder.bitcast(low, FLOATS), builder.bitcast(high, FLOATS)]
