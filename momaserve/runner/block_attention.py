@@ -22,8 +22,12 @@ from momaserve.runner.step_entries import StepEntries
 LONG_CHUNK = 16
 """New tokens of one sequence from which laying out its keys pays."""
 
-_LEAST_SHARED = 1 << 17
-"""Numbers in the keys that a layer reads from which waking the other threads pays (20 us)."""
+_ROWS_TOGETHER = 256
+"""Rows of a long chunk that are attended in one go; fewer waste less on keys that they do not
+see, more keep torch's kernel busy; found by trying."""
+
+_LEAST_SHARED = 1 << 15
+"""Numbers in the keys that a layer reads from which waking the other threads pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,14 @@ class BlockAttention:
     """Writes the step's K/V into their slots, then attends over each sequence's blocks."""
 
     def __init__(
-        self, plan: StepPlan, memory: BlockMemory, entries: StepEntries | None, threads: bool
+        self, plan: StepPlan, memory: BlockMemory, entries: StepEntries | None, num_threads: int
     ) -> None:
         """
         Args:
             entries: where depth-routed layers keep what they take; None without such layers.
         """
         self._memory = memory
-        self._threads = threads
+        self._num_threads = num_threads
         self._entries = None if entries is None else _Entries.of(entries)
         size, stride = memory.layout.block_size, memory.layout.slots_per_block
         num_blocks = max(len(planned.blocks) for planned in plan.sequences)
@@ -181,19 +185,32 @@ class BlockAttention:
         return _Seen(rows, slots, counts)
 
     def _attend_rows(self, qkv: Array, keys: Array, values: Array, seen: _Seen, out: Array) -> None:
-        if len(seen.rows):
-            is_much = seen.counts.sum() * keys[0].size >= _LEAST_SHARED
-            attend = attention.attend_threaded if self._threads and is_much else attention.attend
-            attend(qkv, keys, values, seen.rows, seen.slots, seen.counts, out)
+        num_rows, num_kv_heads = len(seen.rows), keys.shape[1]
+        if not num_rows:
+            return
+        args = qkv, keys, values, seen.rows, seen.slots, seen.counts
+        if self._num_threads == 1 or int(seen.counts.sum()) * keys[0].size < _LEAST_SHARED:
+            attention.attend(*args, 1, out)
+            return
+        # Threads get nearly equal shares of a few rows.
+        num_parts = min(num_kv_heads, -(-2 * self._num_threads // num_rows))
+        attention.attend_threaded(*args, num_parts, out)
 
     @staticmethod
     def _attend_chunk(qkv: Array, k: Tensor, v: Tensor, mask: Tensor, out: Array) -> None:
-        """qkv [R, (H + 2G) K or more], k and v [S, G, K], mask bool [R, S], out [R, H K]."""
+        """qkv [R, (H + 2G) K or more], k and v [S, G, K], mask bool [R, S], out [R, H K].
+
+        Rows see ever more of the keys, from the first on: what none of some rows sees is spared.
+        """
         q = torch.from_numpy(qkv[:, : out.shape[1]]).reshape(len(qkv), -1, k.shape[-1])
-        attended = reference.attend(
-            q.unsqueeze(0), k.float().unsqueeze(0), v.float().unsqueeze(0), mask
-        )
-        torch.from_numpy(out)[:] = attended.squeeze(0).flatten(1)
+        k, v = k.float(), v.float()
+        for first in range(0, len(qkv), _ROWS_TOGETHER):
+            rows = slice(first, min(first + _ROWS_TOGETHER, len(qkv)))
+            seen = slice(int(mask[rows.stop - 1].count_nonzero()))
+            attended = reference.attend(
+                q[None, rows], k[None, seen], v[None, seen], mask[rows, seen]
+            )
+            torch.from_numpy(out)[rows] = attended.squeeze(0).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)

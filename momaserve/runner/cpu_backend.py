@@ -38,8 +38,7 @@ def cpu_backend(
     """Packs the weights of `model`, and gives up its own unless they are to be kept."""
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     num_threads = min(torch.get_num_threads(), most)
-    is_threaded = num_threads > 1
-    packed = CpuModel(model, threads=is_threaded, keep_weights=keep_weights)
+    packed = CpuModel(model, threads=num_threads > 1, keep_weights=keep_weights)
     _return_freed_memory()
     cpu_sampler = CpuSampler(sampler)
 
@@ -47,7 +46,7 @@ def cpu_backend(
         memory: BlockMemory, plan: StepPlan, batch: ForwardBatch, entries: StepEntries | None
     ) -> Tensor:
         numba.set_num_threads(num_threads)  # of the thread that asks, whichever it is
-        return packed.forward(batch, BlockAttention(plan, memory, entries, is_threaded))
+        return packed.forward(batch, BlockAttention(plan, memory, entries, num_threads))
 
     started = time.monotonic()
     small = _small_storage(model, storage)

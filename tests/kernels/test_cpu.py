@@ -234,8 +234,17 @@ def list_slots(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("attend", [attention.attend, attention.attend_threaded])
 @pytest.mark.parametrize("is_depth_routed", [False, True])
-def test_attention_over_blocks(attend: Any, dtype: torch.dtype, is_depth_routed: bool) -> None:
-    heads, kv_heads, head_dim, block_size = 4, 2, 6, 4
+@pytest.mark.parametrize(("kv_heads", "num_parts"), [(2, 1), (2, 2), (4, 3)])
+@pytest.mark.parametrize("head_dim", [6, 32, 40])
+def test_attention_over_blocks(
+    attend: Any,
+    dtype: torch.dtype,
+    is_depth_routed: bool,
+    kv_heads: int,
+    num_parts: int,
+    head_dim: int,
+) -> None:
+    heads, block_size = 4, 4
     stride, offset = 3 * block_size, block_size  # of the second of three layers
     lengths = [1, 4, 9, 6]
     k, kernel_k = stored(randn(144, kv_heads, head_dim), dtype)
@@ -255,7 +264,7 @@ def test_attention_over_blocks(attend: Any, dtype: torch.dtype, is_depth_routed:
             index[place] = 100 + sequence
     out = np.full((5, heads * head_dim), 7.0, np.float32)
     seen = list_slots(rows, positions, tables, block_size, stride, index)
-    attend(q.numpy(), kernel_k[offset:], kernel_v[offset:], rows, *seen, out)
+    attend(q.numpy(), kernel_k[offset:], kernel_v[offset:], rows, *seen, num_parts, out)
     assert (out[3] == 7).all()
     for t, sequence in rows:
         tokens = np.arange(lengths[sequence])
@@ -281,7 +290,7 @@ def test_what_is_not_finite_stays_with_its_own_sequence() -> None:
     out = np.empty((2, 4), np.float32)
     q = randn(2, 4).numpy()
     seen = list_slots(rows, positions, tables, 4, 4, np.empty(0, np.int32))
-    attention.attend(q, keys, values, rows, *seen, out)
+    attention.attend(q, keys, values, rows, *seen, 1, out)
     assert not np.isfinite(out[0]).all()
     assert np.isfinite(out[1]).all()
 
@@ -294,7 +303,7 @@ def test_a_skipped_key_that_is_not_finite_is_never_seen() -> None:
     rows, tables = np.array([[0, 0]]), np.array([[0]], np.int32)
     q = randn(1, 4).numpy()
     seen = list_slots(rows, np.array([3]), tables, 4, 4, index)
-    attention.attend(q, keys, values, rows, *seen, out)
+    attention.attend(q, keys, values, rows, *seen, 1, out)
     assert np.isfinite(out).all()
 
 

@@ -89,6 +89,7 @@ def _attend_case(sizes: Sizes, rows: int, context: int, capacity: float | None) 
             positions = np.full(rows, context - 1, np.int64)
             out = np.empty((rows, heads * size), np.float32)
             attend = attention.attend_threaded if sizes.is_threaded else attention.attend
+            num_parts = min(groups, -(-2 * sizes.threads // rows)) if sizes.is_threaded else 1
             listed, counts = np.empty((rows, context), np.int32), np.empty(rows, np.int64)
             where = (index, positions, tables.numpy(), BLOCK_SIZE, BLOCK_SIZE, found)
             attention.list_slots(*where, listed, counts)
@@ -97,7 +98,7 @@ def _attend_case(sizes: Sizes, rows: int, context: int, capacity: float | None) 
             def run() -> Tensor:
                 if is_routed:  # plain layers share one list
                     attention.list_slots(*where, listed, counts)
-                attend(qkv.numpy(), *own, index, listed, counts, out)
+                attend(qkv.numpy(), *own, index, listed, counts, num_parts, out)
                 return result
 
             return Ready(run)

@@ -11,9 +11,6 @@ from momaserve.kernels.cpu.jit import kernel, threaded
 from momaserve.kernels.cpu.scalar import exp32, narrow
 from momaserve.kernels.cpu.vectors import add_scaled, dots
 
-_LEAST_PARTS = 16
-"""Pieces of work, so that threads get equal shares of few rows."""
-
 
 @kernel
 def store(qkv: Any, first: int, slots: Any, keys: Any, values: Any) -> None:
@@ -108,7 +105,9 @@ def list_slots(
         counts[r] = count
 
 
-def _attend(q: Any, keys: Any, values: Any, rows: Any, slots: Any, counts: Any, out: Any) -> None:
+def _attend(
+    q: Any, keys: Any, values: Any, rows: Any, slots: Any, counts: Any, num_parts: int, out: Any
+) -> None:
     """Attention of each row over what it sees.
 
     Args:
@@ -116,14 +115,14 @@ def _attend(q: Any, keys: Any, values: Any, rows: Any, slots: Any, counts: Any, 
         keys, values: [slots, G, K].
         rows: int64 [R, 2], the rows to compute in the first column.
         slots: int32 [R, most], what they see, and counts: int64 [R], how many, by `list_slots`.
+        num_parts: into how many the heads of a row are divided, at most G. The heads of a token
+            lie side by side, and memory gives them faster the more are read together.
         out: [T, H K], written at the rows.
     """
     num_kv_heads, head_dim = keys.shape[1:]
     width = num_kv_heads * head_dim
     per_kv = out.shape[1] // head_dim // num_kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(head_dim))
-    # The heads of a token lie side by side: read together, memory gives them in one stretch.
-    num_parts = min(num_kv_heads, -(-_LEAST_PARTS // max(1, rows.shape[0])))
     for work in prange(rows.shape[0] * num_parts):
         r, part = work // num_parts, work % num_parts
         t, listed, seen = rows[r, 0], slots[r], counts[r]
