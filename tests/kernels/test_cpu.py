@@ -94,7 +94,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("multiply", [linear.linear, linear.linear_threaded])
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 7, 8, 13, 16])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 7, 8, 13, 16, 131])
 @pytest.mark.parametrize("num_outputs", [24, 32, 70])
 def test_linear(multiply: Any, dtype: torch.dtype, num_rows: int, num_outputs: int) -> None:
     x, (w, _) = randn(num_rows + 3, 37), stored(randn(num_outputs, 37, seed=1), dtype)
@@ -108,10 +108,11 @@ def test_linear(multiply: Any, dtype: torch.dtype, num_rows: int, num_outputs: i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_a_product_does_not_depend_on_its_mates(dtype: torch.dtype) -> None:
-    x, packed = randn(15, 100).numpy(), linear.pack(randn(64, 100, seed=1).to(dtype))
-    together = np.empty((15, 64), np.float32)
-    linear.linear(x, np.arange(15), packed, together)
-    for row in range(15):
+    num_rows = 135  # enough for a tile to be widened first
+    x, packed = randn(num_rows, 100).numpy(), linear.pack(randn(64, 100, seed=1).to(dtype))
+    together = np.empty((num_rows, 64), np.float32)
+    linear.linear(x, np.arange(num_rows), packed, together)
+    for row in range(num_rows):
         alone = np.empty((1, 64), np.float32)
         linear.linear(x, np.array([row]), packed, alone)
         assert (alone[0] == together[row]).all()

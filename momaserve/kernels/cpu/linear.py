@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
-from numba.extending import register_jitable
+from numba import prange, types
+from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
 from momaserve.kernels.cpu.jit import kernel, threaded
-from momaserve.kernels.cpu.tile import LANES, TILE, multiply_tile
+from momaserve.kernels.cpu.tile import LANES, TILE, multiply_tile, widen_tile
 
 Array = NDArray[Any]
+
+_MANY_ROWS = 128
+"""Rows from which it pays to widen a tile of bfloat16 once, instead of for every eight of them."""
 
 
 def padded(size: int, multiple: int = TILE) -> int:
@@ -50,11 +53,39 @@ def pack(weight: Tensor) -> Array:
     return packed
 
 
-@register_jitable
 def multiply_rows(
     x: Any, rows: Any, first: int, last: int, w: Any, base: int, out: Any, column: int
 ) -> None:
-    """out[p, column : column + 32] = x[rows[p]] times one tile, for p from `first` to `last`."""
+    """out[p, column : column + 32] = x[rows[p]] times one tile, for p from `first` to `last`.
+
+    In kernels only.
+    """
+    raise NotImplementedError
+
+
+# numba compares the names of arguments and their annotations.
+@overload(multiply_rows)
+def _multiply_rows(x, rows, first, last, w, base, out, column):  # type: ignore[no-untyped-def]
+    if not isinstance(w.dtype, types.Integer):
+        return lambda x, rows, first, last, w, base, out, column: _by_eights(
+            x, rows, first, last, w, base, out, column
+        )
+
+    def maybe_widened(x, rows, first, last, w, base, out, column):  # type: ignore[no-untyped-def]
+        if last - first < _MANY_ROWS:
+            _by_eights(x, rows, first, last, w, base, out, column)
+        else:
+            wide = np.empty(x.shape[1] * TILE, np.float32)
+            widen_tile(w, base, x.shape[1], wide)
+            _by_eights(x, rows, first, last, wide, 0, out, column)
+
+    return maybe_widened
+
+
+@register_jitable
+def _by_eights(
+    x: Any, rows: Any, first: int, last: int, w: Any, base: int, out: Any, column: int
+) -> None:
     size, width = x.shape[1], out.shape[1]
     p, o = first, first * width + column
     while p + 8 <= last:

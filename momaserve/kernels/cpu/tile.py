@@ -61,8 +61,7 @@ def _multiply_tile(typingctx, x, rows, w, first, size, out, places):  # type: ig
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(count)]
         step = LANES if is_half else TILE
         with cgutils.for_range(builder, args[4]) as loop:
-            offset = builder.mul(loop.index, ir.Constant(loop.index.type, step))
-            place = builder.gep(weights, [offset])
+            place = _place(builder, weights, loop, step)
             prefetch(builder, builder.gep(place, [ir.Constant(loop.index.type, _AHEAD * step)]))
             pair = _widened(builder, place) if is_half else _loaded(builder, place)
             for row, accumulators in zip(x_rows, sums, strict=True):
@@ -80,7 +79,38 @@ def _multiply_tile(typingctx, x, rows, w, first, size, out, places):  # type: ig
     return signature, codegen
 
 
+def _widen_tile(typingctx, w, first, size, wide):  # type: ignore[no-untyped-def]
+    """wide [size * 32] float32 = a tile of packed bfloat16, as float32 is packed.
+
+    Args:
+        w: packed weights, [.., size, 16] uint32; `first` is the offset of the tile's first element.
+    """
+    signature = types.void(w, first, size, wide)
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[Any]) -> Any:
+        def data(index: int) -> Any:
+            return context.make_array(sig.args[index])(context, builder, args[index]).data
+
+        weights, target = builder.gep(data(0), [args[1]]), data(3)
+        with cgutils.for_range(builder, args[2]) as loop:
+            for half, vector in enumerate(_widened(builder, _place(builder, weights, loop, LANES))):
+                at = builder.add(
+                    builder.mul(loop.index, ir.Constant(loop.index.type, TILE)),
+                    ir.Constant(loop.index.type, half * LANES),
+                )
+                place = builder.bitcast(builder.gep(target, [at]), FLOATS.as_pointer())
+                builder.store(vector, place, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 multiply_tile: Any = intrinsic(_multiply_tile)
+widen_tile: Any = intrinsic(_widen_tile)
+
+
+def _place(builder: ir.IRBuilder, base: Any, loop: Any, step: int) -> Any:
+    return builder.gep(base, [builder.mul(loop.index, ir.Constant(loop.index.type, step))])
 
 
 def prefetch(builder: ir.IRBuilder, place: Any) -> None:
