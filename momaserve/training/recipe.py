@@ -51,21 +51,15 @@ class Recipe:
 
         Raises:
             ConfigError: no such recipe, not TOML, or a section or key that is unknown.
+
+        A file that `extends` another recipe (a name, or a path from where it lies) has that one's
+        settings, but for its own.
         """
-        path = Path(name_or_path)
-        if path.suffix != ".toml":
-            path = RECIPES / f"{name_or_path}.toml"
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            shipped = sorted(p.stem for p in RECIPES.glob("*.toml"))
-            raise ConfigError(f"no recipe {name_or_path!r}; shipped ones: {shipped}") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"recipe {path} cannot be read: {error}") from error
+        data = _read(name_or_path)
         optional = {name for name, _ in _STAGES} | {"generation"}
         if not _REQUIRED <= set(data) <= _REQUIRED | optional:
             raise ConfigError(
-                f"recipe {path}: sections must be {sorted(_REQUIRED)} and may be "
+                f"recipe {name_or_path}: sections must be {sorted(_REQUIRED)} and may be "
                 f"{sorted(optional)}, got {sorted(data)}"
             )
         for section, value in data.items():
@@ -99,6 +93,38 @@ class Recipe:
         """Pixels along a side of the pictures that the image tokenizer reads."""
         settings = {} if self.image_tokenizer is None else self.image_tokenizer.model
         return ImageTokenizerConfig.from_dict(settings).image_size
+
+
+def _read(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of a recipe, with those that it extends.
+
+    Args:
+        extended_by: files that have led here.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+    elif extended_by:
+        path = extended_by[-1].parent / path
+    if path in extended_by:
+        raise ConfigError(f"recipe {path} extends itself")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        raise ConfigError(f"no recipe {name_or_path!r}; shipped ones: {shipped}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from error
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: extends must be a name or a path, got {base!r}")
+    merged = _read(base, (*extended_by, path))
+    for section, value in data.items():
+        both = isinstance(value, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **value} if both else value
+    return merged
 
 
 _REQUIRED = {"data", "model", "pretrain"}

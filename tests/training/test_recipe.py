@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,37 @@ def test_the_shipped_recipe_loads_by_name_and_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     assert Recipe.load(path.stem) == Recipe.load(str(path))
+
+
+def test_a_recipe_that_extends_another_has_its_settings_but_for_its_own(tmp_path: Path) -> None:
+    text = 'extends = "demo"\n[pretrain]\nnum_steps = 7\n[model]\nhead_dim = 64\n'
+    first, mine = Recipe.load("demo"), load(tmp_path, text)
+    assert mine.pretrain == replace(first.pretrain, num_steps=7)
+    assert mine.model == {**first.model, "head_dim": 64}
+    assert (mine.data, mine.routers, mine.generation) == (
+        first.data,
+        first.routers,
+        first.generation,
+    )
+    (tmp_path / "further").mkdir()
+    further = tmp_path / "further" / "further.toml"
+    further.write_text('extends = "../mine.toml"\n[pretrain]\nseed = 8\n')
+    assert Recipe.load(str(further)).pretrain == replace(first.pretrain, num_steps=7, seed=8)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ('"mine.toml"', "extends itself"),
+        ("3", "must be a name or a path"),
+        ('"x"', "no recipe 'x'"),
+    ],
+)
+def test_a_recipe_that_extends_nothing_that_there_is(
+    tmp_path: Path, base: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, f"extends = {base}\n")
 
 
 def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
