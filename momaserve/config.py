@@ -134,8 +134,9 @@ class EngineConfig:
     device: str = "auto"
     """auto | cpu | cuda."""
     backend: str = "auto"
-    """auto | cpu | triton | reference: compiled kernels for the CPU or the GPU, or plain torch;
-    auto takes the kernels of the device if they can run."""
+    """auto | cpu | triton | xformers | reference: compiled kernels for the CPU or the GPU, plain
+    torch with the paged attention of xformers, or plain torch; auto takes the kernels of the device
+    if they can run, and never xformers."""
     keep_weights: bool = False
     """Whether `Engine.model` stays usable by others when the backend has packed its weights."""
     threads: int | None = None
@@ -157,7 +158,7 @@ class EngineConfig:
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, got {self.dtype!r}")
         devices = ("auto", "cpu", "cuda")
         _require(self.device in devices, f"device must be one of {devices}, got {self.device!r}")
-        backends = ("auto", "cpu", "triton", "reference")
+        backends = ("auto", "cpu", "triton", "xformers", "reference")
         _require(
             self.backend in backends, f"backend must be one of {backends}, got {self.backend!r}"
         )

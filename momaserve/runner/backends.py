@@ -24,13 +24,14 @@ from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.paged_attention import PagedAttention
 from momaserve.runner.sampler import Sampler, SampleRow
 from momaserve.runner.step_entries import StepEntries
+from momaserve.runner.xformers_attention import obstacle_to as obstacle_to_pages
 
 logger = logging.getLogger(__name__)
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST_CAPABILITY = (8, 0)
-"""Of the devices that the Triton kernels are compiled for."""
+"""Of the devices that Triton kernels, ours and those of xformers, are compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def lay_out_step(
 def select_backend(
     name: str, model: MomaModel, storage: KVStorage, sampler: Sampler, *, keep_weights: bool
 ) -> Backend:
-    """The backend of this name; `auto` takes compiled kernels where there are some.
+    """The backend of this name; `auto` takes compiled kernels of ours where there are some.
 
     Args:
         keep_weights: whether `model` must stay usable when a backend has packed its weights.
@@ -101,9 +102,7 @@ def select_backend(
         wanted = "triton" if storage.k.device.type == "cuda" else "cpu"
     if wanted == "reference":
         return reference_backend(model, storage, sampler)
-    obstacle = (
-        _obstacle_to_cpu(storage) if wanted == "cpu" else _obstacle_to_triton(model.config, storage)
-    )
+    obstacle = _OBSTACLES[wanted](model.config, storage)
     if obstacle is not None:
         if name != "auto":
             raise ConfigError(f"backend {name} cannot be used: {obstacle}")
@@ -112,9 +111,11 @@ def select_backend(
     if wanted == "cpu":
         threads = torch.get_num_threads()
         logger.info("backend cpu: compiled kernels, %d thread%s", threads, "s"[: threads > 1])
-    else:
+    elif wanted == "triton":
         logger.info("backend triton: compiled kernels, CUDA graphs for decoding steps")
-    # What compiles the kernels is optional, and takes a moment to load.
+    else:
+        logger.info("backend xformers: plain torch, and the paged attention of xformers")
+    # What brings or compiles the kernels is optional, and takes a moment to load.
     module = importlib.import_module(f"momaserve.runner.{wanted}_backend")
     make = getattr(module, f"{wanted}_backend")
     backend: Backend = make(model, storage, sampler, keep_weights=keep_weights)
@@ -131,7 +132,7 @@ def reference_backend(model: MomaModel, storage: KVStorage, sampler: Sampler) ->
     return Backend("reference", forward, model.logits, sampler.sample)
 
 
-def _obstacle_to_cpu(storage: KVStorage) -> str | None:
+def _obstacle_to_cpu(config: ModelConfig, storage: KVStorage) -> str | None:
     """Why the compiled CPU kernels cannot be used, or None."""
     if storage.k.device.type != "cpu":
         return f"the model is on {storage.k.device.type}"
@@ -152,14 +153,46 @@ def _obstacle_to_triton(config: ModelConfig, storage: KVStorage) -> str | None:
             return "the model is on cpu, where its kernels run under TRITON_INTERPRET=1 alone"
         if dtype is torch.bfloat16:
             return f"its interpreter has no products of {dtype}"
-    elif device.type != "cuda":
-        return f"the model is on {device.type}"
-    elif torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
-        major, minor = torch.cuda.get_device_capability(device)
-        least = ".".join(map(str, _LEAST_CAPABILITY))
-        return f"the device has compute capability {major}.{minor}, less than {least}"
+    elif (unfit := _unfit(device)) is not None:
+        return unfit
     if dtype not in _TRITON_DTYPES:
         return f"it has no kernels for {dtype}"
     module = importlib.import_module("momaserve.runner.triton_backend")
     obstacle: str | None = module.obstacle_to(config)
     return obstacle
+
+
+def _obstacle_to_xformers(config: ModelConfig, storage: KVStorage) -> str | None:
+    """Why xformers cannot compute attention, or None."""
+    for package in ("xformers", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed (pip install 'momaserve[xformers]')"
+    obstacle = _unfit(storage.k.device) or obstacle_to_pages(
+        config.head_dim, storage.k.dtype, storage.layout.block_size
+    )
+    if obstacle is not None:
+        return obstacle
+    try:
+        module = importlib.import_module("momaserve.runner.xformers_backend")
+    except (ImportError, OSError) as error:  # it refuses some versions of other packages
+        return f"xformers cannot be loaded: {error}"
+    found: str | None = module.obstacle_to(config, storage)
+    return found
+
+
+def _unfit(device: torch.device) -> str | None:
+    """Why kernels for NVIDIA GPUs do not run on the device, or None."""
+    if device.type != "cuda":
+        return f"the model is on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        here, least = (".".join(map(str, version)) for version in (capability, _LEAST_CAPABILITY))
+        return f"the device has compute capability {here}, less than {least}"
+    return None
+
+
+_OBSTACLES = {
+    "cpu": _obstacle_to_cpu,
+    "triton": _obstacle_to_triton,
+    "xformers": _obstacle_to_xformers,
+}

@@ -53,9 +53,9 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         flag="--backend",
         owner=EngineConfig,
         type=str,
-        choices=("auto", "cpu", "triton", "reference"),
-        help="who computes: kernels for the CPU or the GPU, or plain torch; auto takes what is "
-        "fastest here",
+        choices=("auto", "cpu", "triton", "xformers", "reference"),
+        help="who computes: kernels for the CPU or the GPU, plain torch with the attention of "
+        "xformers, or plain torch; auto takes the kernels of the device",
     ),
     Option(flag="--threads", owner=EngineConfig, help="CPU threads", unset="torch's own"),
     Option(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,3 +232,74 @@ def test_plain_torch_on_demand(tmp_path: Path) -> None:
     model = load(tmp_path, "dense_post", torch.float32)
     storage = make_storage(model.config)
     assert choose("reference", model, storage, keep_weights=False).name == "reference"
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, **packages: bool) -> None:
+    """Which packages seem to be there."""
+    find = importlib.util.find_spec
+
+    def look(name: str) -> object:
+        return (object() if packages[name] else None) if name in packages else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", look)
+
+
+@pytest.mark.parametrize("missing", ["xformers", "triton"])
+def test_xformers_must_be_installed(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tmp_path, "dense_post", torch.bfloat16)
+    storage = make_storage(model.config, dtype=torch.bfloat16)
+    pretend_installed(monkeypatch, **{"xformers": True, "triton": True, missing: False})
+    wanted = rf"{missing} is not installed \(pip install 'momaserve\[xformers\]'\)"
+    with pytest.raises(ConfigError, match=f"backend xformers cannot be used: {wanted}"):
+        choose("xformers", model, storage, keep_weights=False)
+
+
+def test_xformers_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tmp_path, "dense_post", torch.bfloat16)
+    storage = make_storage(model.config, dtype=torch.bfloat16)
+    pretend_installed(monkeypatch, xformers=True, triton=True)
+    with pytest.raises(ConfigError, match="backend xformers cannot be used: the model is on cpu"):
+        choose("xformers", model, storage, keep_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "block_size", "reason"),
+    [
+        ((7, 5), 16, r"the device has compute capability 7\.5, less than 8\.0"),
+        ((8, 0), 16, "head_dim 8 is not one of"),
+        ((9, 0), 16, "head_dim 8 is not one of"),
+    ],
+)
+def test_xformers_on_a_gpu_that_it_cannot_use(
+    tmp_path: Path, capability: tuple[int, int], block_size: int, reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = load(tmp_path, "dense_post", torch.bfloat16)
+    storage = make_storage(model.config, dtype=torch.bfloat16, block_size=block_size)
+    pretend_installed(monkeypatch, xformers=True, triton=True)
+    pretend_gpu(monkeypatch, storage, capability)
+    with pytest.raises(ConfigError, match=f"backend xformers cannot be used: {reason}"):
+        choose("xformers", model, storage, keep_weights=False)
+
+
+def test_xformers_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_checkpoint(tmp_path, seed=1, **CASES["dense_post"] | {"head_dim": 16})
+    config = ModelConfig.load(tmp_path)
+    model = load_model(tmp_path, config, dtype=torch.bfloat16, device=CPU)
+    storage = make_storage(config, dtype=torch.bfloat16, block_size=16)
+    pretend_installed(monkeypatch, xformers=True, triton=True)
+    pretend_gpu(monkeypatch, storage, (8, 0))
+    monkeypatch.setitem(sys.modules, "momaserve.runner.xformers_backend", None)
+    with pytest.raises(ConfigError, match="xformers cannot be loaded: .*xformers_backend"):
+        choose("xformers", model, storage, keep_weights=False)
+
+
+def pretend_gpu(
+    monkeypatch: pytest.MonkeyPatch, storage: KVStorage, capability: tuple[int, int]
+) -> None:
+    """The storage says that it is on a GPU of this capability."""
+    seen = SimpleNamespace(device=torch.device("cuda"), dtype=storage.k.dtype)
+    monkeypatch.setattr(storage, "k", seen)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

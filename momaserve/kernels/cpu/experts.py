@@ -56,12 +56,12 @@ def _multiply(x: Any, rows: Any, starts: Any, w: Any, out: Any) -> None:
 
     w is [E, N, I, ..]; an expert without pairs is not read.
     """
-    num_tiles = w.shape[1]
+    num_experts, num_tiles = w.shape[:2]
     step = w.shape[2] * w.shape[3]
-    for tile in prange(w.shape[0] * num_tiles):
-        e = tile // num_tiles
-        column = (tile - e * num_tiles) * TILE
-        multiply_rows(x, rows, starts[e], starts[e + 1], w, tile * step, out, column)
+    for work in prange(num_tiles * num_experts):  # each thread has a share of every expert
+        tile, e = work // num_experts, work % num_experts
+        base = (e * num_tiles + tile) * step
+        multiply_rows(x, rows, starts[e], starts[e + 1], w, base, out, tile * TILE)
 
 
 def _multiply_gated(x: Any, rows: Any, starts: Any, w: Any, both: Any, hidden: Any) -> None:
@@ -69,15 +69,14 @@ def _multiply_gated(x: Any, rows: Any, starts: Any, w: Any, both: Any, hidden: A
 
     w is packed by `pack_gate_up`; both [P, 32 N] is written with gate and up as they lie there.
     """
-    num_tiles = w.shape[1]
+    num_experts, num_tiles = w.shape[:2]
     step = w.shape[2] * w.shape[3]
-    for tile in prange(w.shape[0] * num_tiles):
-        e = tile // num_tiles
-        number = tile - e * num_tiles
-        column = number * TILE
-        multiply_rows(x, rows, starts[e], starts[e + 1], w, tile * step, both, column)
+    for work in prange(num_tiles * num_experts):  # each thread has a share of every expert
+        tile, e = work // num_experts, work % num_experts
+        base = (e * num_tiles + tile) * step
+        multiply_rows(x, rows, starts[e], starts[e + 1], w, base, both, tile * TILE)
         for p in range(starts[e], starts[e + 1]):
-            pair, made = both[p, column:], hidden[p, number * LANES :]
+            pair, made = both[p, tile * TILE :], hidden[p, tile * LANES :]
             for j in range(LANES):
                 made[j] = pair[j] * sigmoid(pair[j]) * pair[LANES + j]
 
