@@ -155,6 +155,8 @@ def demo_data(
         codes=code_variants(model, pictures, config.image.first_token_id),
         glosses=corpus.glosses,
         encode=lambda text: list(tokenizer.encode(text).ids),
+        picture_share=recipe.dictionary.picture_share,
+        name_share=recipe.dictionary.name_share,
     )
     separator = tokenizer.token_to_id("<|sep|>")
     if separator is None:

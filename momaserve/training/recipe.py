@@ -28,6 +28,18 @@ class DataSettings:
     codes_kinds: tuple[str, ...] = ()
     """Kinds that the image tokenizer's codes are trained on; empty: those that are learnt."""
     text_vocab_size: int = 2048
+    picture_share: float = 0.60
+    """Of the exchanges, those that draw a picture."""
+    name_share: float = 0.27
+    """Those that name one; the rest explain words."""
+
+    def __post_init__(self) -> None:
+        shares = self.picture_share, self.name_share
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(
+                "picture_share and name_share must be at least 0 and at most 1 together, "
+                f"got {shares}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,6 @@ from momaserve.training.dictionary.plain_words import is_kept_out
 from momaserve.training.dictionary.prompts import Prompts
 from momaserve.training.dictionary.wrappers import GLOSS_WRAPPERS, wrap
 
-_TO_PICTURE, _TO_NAME = 0.60, 0.87
-"""Shares of the tasks, summed up; the rest are glosses."""
 UNCONDITIONAL = 0.10
 """Share of the drawn pictures that nobody asked for."""
 
@@ -49,8 +47,16 @@ class DictionaryTasks:
         codes: Sequence[Sequence[Sequence[int]]],
         glosses: Sequence[tuple[str, str]],
         encode: Callable[[str], list[int]],
+        picture_share: float = 0.60,
+        name_share: float = 0.27,
     ) -> None:
+        """
+        Args:
+            picture_share, name_share: of the exchanges that draw a picture and that name one; the
+                rest are glosses.
+        """
         self.config = config
+        self._shares = picture_share, name_share
         self.items = items
         self.codes = codes
         self.glosses = glosses
@@ -64,12 +70,13 @@ class DictionaryTasks:
     def draw(self, rng: random.Random) -> Exchange:
         """One exchange; a pure function of the state of `rng`."""
         share = rng.random()
-        if share < _TO_PICTURE:
+        picture_share, name_share = self._shares
+        if share < picture_share:
             index = self._any_item(rng)
             if rng.random() < UNCONDITIONAL:
                 return Exchange(None, (*self.picture(index), self.config.eos_token_id))
             return self.name_to_picture(index, rng)
-        if share < _TO_NAME:
+        if share < picture_share + name_share:
             return self.picture_to_name(self._any_item(rng), rng)
         return self.word_to_gloss(rng)
 

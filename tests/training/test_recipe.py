@@ -93,6 +93,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
         ("[pretrain]", "[pretrain]\nnum_step = 3", "section pretrain: unknown keys ['num_step']"),
         ("[routers]", "[routers]\ndecay = 3", "section routers: unknown keys ['decay']"),
         ("[data]", "[data]\nkind = 3", "section data: unknown keys ['kind']"),
+        ("[data]", "[data]\nname_share = 0.5", "at most 1 together, got (0.6, 0.5)"),
         ("[image_decoder]", "[image_decoder]\nsteps = 3", "section image_decoder: unknown keys"),
         ('kinds = ["base", "flag", "keycap", "latin"]', "", "section data: "),
     ],

@@ -165,3 +165,21 @@ def test_a_kept_out_word_has_a_gloss_but_no_picture() -> None:
 def test_descriptions_are_bounded() -> None:
     assert describe(ITEMS[1]) == "owl"
     assert describe(ITEMS[2]) == "wasp\na, b, c, d, e, f"
+
+
+@pytest.mark.parametrize("shares", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.3, 0.5)])
+def test_each_task_has_its_share(shares: tuple[float, float]) -> None:
+    tasks = DictionaryTasks(
+        config=wide_config(),
+        items=ITEMS,
+        codes=CODES,
+        glosses=[("sky", "what is above")],
+        encode=encode,
+        picture_share=shares[0],
+        name_share=shares[1],
+    )
+    exchanges = many(tasks, 600)
+    drawn = sum(exchange.answer[0] == BEGIN_IMAGE for exchange in exchanges)
+    named = sum((exchange.question or (0,))[0] == BEGIN_IMAGE for exchange in exchanges)
+    assert (drawn / 600, named / 600) == pytest.approx(shares, abs=0.06)
+    assert 0 not in shares or 0 in (drawn, named)
