@@ -1,0 +1,104 @@
+"""What comes of comparing a result with what it should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momaserve_bench.gpu.device import Budget
+
+TOLERANCE = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Of an error as `error_of` has it. Twins get the same inputs and compute in float32, so what is
+left is rounding: half a unit in the last place (2^-9 in bfloat16, 2^-12 in float16) where a result
+is stored, and as much where a kernel feeds one product with another's result. float32 is 500 of its
+units: sums of thousands of products in another order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One comparison."""
+
+    kernel: str
+    what: str
+    error: float
+    tolerance: float
+    note: str = ""
+    """Why there is nothing to compare, where something went wrong."""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # not of NaN
+
+    def to_dict(self) -> dict[str, Any]:
+        error = self.error if math.isfinite(self.error) else str(self.error)  # JSON has no more
+        return {
+            "kernel": self.kernel,
+            "what": self.what,
+            "error": error,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A comparison that is still to be made."""
+
+    kernel: str
+    what: str
+    tolerance: float
+    error: Callable[[], float]
+
+
+def run_checks(checks: Iterator[Check], budget: Budget) -> list[Finding]:
+    """Makes the comparisons one after another. What raises has failed, and the others go on; so
+    have those for which no time was left, for nobody knows. Tells of each kernel as it begins, so
+    that one which never ends is known."""
+    found: list[Finding] = []
+    for check in checks:
+        if not found or found[-1].kernel != check.kernel:
+            print(f"checking {check.kernel}", flush=True)
+        found.append(_finding(check, budget))
+    return found
+
+
+@torch.inference_mode()
+def _finding(check: Check, budget: Budget) -> Finding:
+    error, note = math.inf, ""
+    if budget.is_spent:
+        note = f"left out: the {budget.limit_s:g} s of this call were over"
+    else:
+        try:
+            error = check.error()
+        except Exception as failure:
+            lines = str(failure).strip().splitlines() or [""]
+            note = f"{type(failure).__name__}: {lines[0]}"
+    return Finding(
+        kernel=check.kernel, what=check.what, error=error, tolerance=check.tolerance, note=note
+    )
+
+
+def error_of(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference over the largest value that was wanted; infinite where shapes differ
+    or `got` is not finite. Of nothing it is 0."""
+    if got.shape != wanted.shape or not bool(torch.isfinite(got).all()):
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    wide = wanted.double()
+    largest = float(wide.abs().max())
+    difference = float((got.double() - wide).abs().max())
+    return difference / largest if largest else difference
+
+
+def num_differing(got: Tensor, wanted: Tensor) -> float:
+    """Entries that are not equal, for results that must be; infinite where shapes differ."""
+    if got.shape != wanted.shape:
+        return math.inf
+    return float((got != wanted).sum())
