@@ -13,7 +13,7 @@ BUILD_ARGS ?=
 IMAGE_TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)$(if $(filter cuda,$(VARIANT)),-cuda)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check format demo image image-check deploy-check peers clean
+.PHONY: help venv serve test check format demo demo-depth image image-check deploy-check peers clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,14 +48,27 @@ format: $(STAMP)  ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 100 minutes)
+demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 12 hours on one core)
 	$(BIN)/momaserve train-image-tokenizer --data $(DICTIONARY) --out $(RUNS)/codes
-	$(BIN)/momaserve train --data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo
+	$(BIN)/momaserve train --data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo-1
+	$(BIN)/momaserve train --init $(RUNS)/demo-1 --skip-steps 14000 --recipe demo-second \
+		--data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo-2
+	$(BIN)/momaserve train --init $(RUNS)/demo-2 --skip-steps 28000 --recipe demo-third \
+		--data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo-3
+	$(BIN)/momaserve train --init $(RUNS)/demo-3 --skip-steps 40000 --recipe demo-fourth \
+		--data $(DICTIONARY) --image-tokenizer $(RUNS)/codes --out $(RUNS)/demo
 	$(BIN)/momaserve fit-routers $(RUNS)/demo --data $(DICTIONARY)
 	$(BIN)/momaserve train-image-tokenizer --decoder-only --init $(RUNS)/codes \
 		--data $(DICTIONARY) --out $(RUNS)/decoder --into $(RUNS)/demo
 	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
 		--routing causal calibrated expert_choice threshold --card
+
+demo-depth: $(STAMP)  ## Train the demo's sibling with mixture of depths into runs/demo-depth (about 3 hours)
+	$(BIN)/momaserve train --recipe demo-depth --data $(DICTIONARY) \
+		--image-tokenizer momaserve/demo/image_tokenizer --out $(RUNS)/demo-depth
+	$(BIN)/momaserve fit-routers $(RUNS)/demo-depth --recipe demo-depth --data $(DICTIONARY)
+	$(BIN)/momaserve router-report $(RUNS)/demo-depth --recipe demo-depth --data $(DICTIONARY) \
+		--baseline momaserve/demo --out $(RUNS)/demo-depth-report
 
 image:  ## Build the container image (VARIANT=cuda for GPUs; CONTAINER=podman or buildah)
 	$(CONTAINER) build --tag momaserve:$(IMAGE_TAG) --tag momaserve:$(VARIANT) \

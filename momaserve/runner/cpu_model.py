@@ -140,6 +140,8 @@ class _Step:
     """int8 [T]."""
     policies: Array
     """int8 [T], POLICY_CODES."""
+    found: dict[tuple[Modality, ...], Array]
+    """What `rows_of` has found."""
 
     @classmethod
     def of(cls, batch: ForwardBatch, attention: BlockAttention) -> _Step:
@@ -153,6 +155,7 @@ class _Step:
             positions=batch.positions.numpy(),
             modality=batch.modality.numpy(),
             policies=batch.routing.policy.numpy(),
+            found={},
         )
 
     def only(self, rows: Array, slots: Array) -> _Step:
@@ -166,7 +169,14 @@ class _Step:
             positions=self.positions[rows],
             modality=self.modality[rows],
             policies=self.policies[rows],
+            found={},
         )
+
+    def rows_of(self, modalities: tuple[Modality, ...]) -> Array:
+        """int64, the rows of these modalities; the same for all layers that share the step."""
+        if modalities not in self.found:
+            self.found[modalities] = self.of_modalities(modalities).nonzero()[0]
+        return self.found[modalities]
 
     def of_modalities(self, modalities: tuple[Modality, ...]) -> Array:
         """bool [T]."""
@@ -192,9 +202,9 @@ class CpuModel:
         self._config = config
         self._threads = threads
         self._eps = np.float32(config.rms_norm_eps)
-        self._model = model
         self._embedding = _as_stored(model.embed_tokens)
         self._norm = _float32(model.norm.weight)
+        self._rope = model.rope.numpy()
         self._layers: list[_Layer] = []
         for block in model.blocks:
             assert isinstance(block, Block)
@@ -292,7 +302,7 @@ class CpuModel:
         if len(layer.head_weight):
             glue.norm_heads(qkv, layer.head_weight, layer.head_bias, config.head_dim)
         num_heads = config.num_attention_heads + config.num_key_value_heads
-        glue.rotate(qkv, self._model.rope.numpy(), step.positions, num_heads)
+        glue.rotate(qkv, self._rope, step.positions, num_heads)
         out = np.empty((len(x), config.num_attention_heads * config.head_dim), np.float32)
         if step.slots is None:
             step.attention.attend(index, qkv, out)
@@ -304,7 +314,7 @@ class CpuModel:
         """u [T, D] -> [T, D]; zero for tokens without expert."""
         out = np.zeros_like(u)
         for group in layer.groups:
-            rows = step.of_modalities(group.modalities).nonzero()[0]
+            rows = step.rows_of(group.modalities)
             if not len(rows):
                 continue
             if group.router is None:

@@ -24,7 +24,7 @@ work, not to generate images. Questions and answers are in lower case.
 | `red apple`, `draw a red apple`, `picture of an octopus`; modality `image` | its picture |
 | a picture, alone or with `what is this?` | its name; on a second line its keywords |
 | `define pineapple`, `what is a pineapple?`; modality `text` | a short explanation |
-| `tell me about pineapple`; modalities `text` and `image` | an explanation and the picture |
+| `tell me about penguin`; modalities `text` and `image` | an explanation and the picture |
 
 Multi-turn chats work up to the context length; system messages are ignored.
 """

@@ -7,6 +7,7 @@ from typing import Any
 from momaserve.demo import CHECKPOINT
 from momaserve.models.config import ModelConfig
 from momaserve.training.card import write_card
+from momaserve.training.commands.eval_demo import minutes_by_stage
 
 SCORES = {
     "num_samples": 300,
@@ -49,3 +50,11 @@ def test_everything_that_was_measured_is_said() -> None:
     assert "0.960 / 0.920 | 0.970 / 0.930" in card
     assert "3483 pictures and 1200 words" in card
     assert card.endswith("`make demo`; it took an evening.\n")
+
+
+def test_minutes_of_all_runs_of_pretraining_are_said() -> None:
+    first = {"image_tokenizer": {"minutes": 49.2}, "pretrain": {"minutes": 208.0}}
+    second = {**first, "pretrain": {"minutes": 182.0}, "began_with": first}
+    third = {**first, "pretrain": {"minutes": 125.0}, "routers": {}, "began_with": second}
+    found = minutes_by_stage(third)
+    assert found == {"image_tokenizer": [49.2], "pretrain": [208.0, 182.0, 125.0]}

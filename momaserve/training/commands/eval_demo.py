@@ -63,11 +63,13 @@ def run(args: argparse.Namespace) -> int:
         "tasks": {},
         "plain_words": {},
     }
-    llm = None
+    llms: list[LLM] = []
     for routing in args.routing:
         options = _routing_options(RoutingPolicy(routing))
         # The losses are those of the torch module, whose weights a backend may give up.
+        llms = llms[:1]  # those between are done with
         llm = LLM(checkpoint, dtype=args.dtype, keep_weights=bool(args.loss_batches), **options)
+        llms.append(llm)
         report["tasks"][routing] = {}
         for split in ("train", "held_out"):
             items = sample_items(
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         report["plain_words"][routing] = words
         print(f"\n{routing}, plain words: {100 * words['found']:.0f} % of {words['num_words']}")
         print("  missed: " + ", ".join(f"{w} ({found})" for w, found in words["missed"].items()))
-    assert llm is not None
+    llm = llms[0]  # what follows is told of the first routing alone
     shown = sample_items(select_items(corpus, recipe.dictionary, "train"), args.samples, args.seed)
     report["greedy_blank_pictures"] = count_greedy_blanks(llm, shown)
     report["reconstruction_db"] = _reconstruction(checkpoint, recipe, corpus)
@@ -115,7 +117,8 @@ def _write_card(checkpoint: Path, recipe: Recipe, corpus: Corpus, report: dict[s
     config = ModelConfig.load(checkpoint)
     stages = read_json_object(checkpoint / "training.json")
     minutes = ", ".join(
-        f"{name} {stage['minutes']:.0f}" for name, stage in stages.items() if "minutes" in stage
+        f"{name} {' + '.join(f'{value:.0f}' for value in values)}"
+        for name, values in minutes_by_stage(stages).items()
     )
     facts = {
         "num_items": len(select_items(corpus, recipe.dictionary, "train")),
@@ -128,6 +131,15 @@ def _write_card(checkpoint: Path, recipe: Recipe, corpus: Corpus, report: dict[s
     }
     write_atomically(checkpoint / "README.md", write_card(report, config, facts))
     write_atomically(checkpoint / "NOTICES.txt", collect_notices())
+
+
+def minutes_by_stage(stages: dict[str, Any]) -> dict[str, list[float]]:
+    """By stage; pretraining has those of the runs that it went on from, in order."""
+    found = {name: [stage["minutes"]] for name, stage in stages.items() if "minutes" in stage}
+    while "began_with" in stages:
+        stages = stages["began_with"]
+        found["pretrain"].insert(0, stages["pretrain"]["minutes"])
+    return found
 
 
 def _routing_options(policy: RoutingPolicy) -> dict[str, RoutingPolicy]:
