@@ -93,10 +93,12 @@ def test_words_and_pixels_become_prompts() -> None:
     )
     items = spec.make(ModelShape.from_engine(engine))
     processor: Processor = engine.processor
+    assert engine.model_config.image is not None
+    per_image = engine.model_config.image.tokens_per_image
     for item in items:
         ids = prompt_of(processor, item).token_ids
         num_codes = sum(i in processor.spec.image_ids for i in ids)
-        assert num_codes == (64 if item.kind is Kind.IMAGE_INPUT else 0)
+        assert num_codes == (per_image if item.kind is Kind.IMAGE_INPUT else 0)
     run = run_offline(engine, items, concurrency=6, salt="s")
     assert (run.images, run.image_tokens) == (2, 128)
     assert run.text_tokens == 4 * 3 + 2 * 2  # begin and end marks
