@@ -100,11 +100,11 @@ def test_words_and_pixels_become_prompts() -> None:
         num_codes = sum(i in processor.spec.image_ids for i in ids)
         assert num_codes == (per_image if item.kind is Kind.IMAGE_INPUT else 0)
     run = run_offline(engine, items, concurrency=6, salt="s")
-    assert (run.images, run.image_tokens) == (2, 128)
+    assert (run.images, run.image_tokens) == (2, 2 * per_image)
     assert run.text_tokens == 4 * 3 + 2 * 2  # begin and end marks
     assert run.cached_tokens > 0
     words = next(item for item in items if item.kind is Kind.IMAGE_OUTPUT)
-    assert params_of(words, "s").max_tokens == 66
+    assert params_of(words, "s").max_tokens == per_image + 2
 
 
 def test_medians_over_runs() -> None:
