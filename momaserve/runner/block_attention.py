@@ -26,9 +26,6 @@ _ROWS_TOGETHER = 256
 """Rows of a long chunk that are attended in one go; fewer waste less on keys that they do not
 see, more keep torch's kernel busy; found by trying."""
 
-_LEAST_SHARED = 1 << 15
-"""Numbers in the keys that a layer reads from which waking the other threads pays."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
@@ -189,7 +186,7 @@ class BlockAttention:
         if not num_rows:
             return
         args = qkv, keys, values, seen.rows, seen.slots, seen.counts
-        if self._num_threads == 1 or int(seen.counts.sum()) * keys[0].size < _LEAST_SHARED:
+        if self._num_threads == 1:
             attention.attend(*args, 1, out)
             return
         # Threads get nearly equal shares of a few rows.

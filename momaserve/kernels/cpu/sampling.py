@@ -15,7 +15,7 @@ _LEAST = -(2**31)
 
 @register_jitable
 def _best(row: Any, mask: Any) -> int:
-    """The largest of `row` that the mask allows, the first of equals; all are finite."""
+    """The largest of `row` that the mask allows, the first of equals; none is NaN."""
     largest = np.int32(_LEAST)
     for i in range(len(row)):
         bits = np.float32(row[i]).view(np.int32)
@@ -35,7 +35,7 @@ def _best(row: Any, mask: Any) -> int:
 def _draw_row(
     row: Any, mask: Any, temperature: float, min_p: float, uniform: float, weights: Any
 ) -> int:
-    """The id of a row of finite logits; -1 if all that the mask allows are -inf.
+    """The id of a row of logits, finite or -inf; -1 if all that the mask allows are -inf.
 
     Args:
         weights: float32 [V], overwritten.
