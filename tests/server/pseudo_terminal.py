@@ -10,6 +10,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -32,6 +33,12 @@ from momaserve_server.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 """Takes the terminal as its own, which makes Ctrl-C a signal."""
+
+
+def hear_interrupts() -> None:
+    """In a child before it runs: a suite that runs in the background may ignore interrupts, which a
+    child would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt_when_waiting(pid: int, interrupt: Callable[[], None]) -> None:
@@ -141,6 +148,7 @@ def terminal(
             cwd=directory,
             env={name: value for name, value in settings.items() if value},
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
     finally:
         os.close(slave)

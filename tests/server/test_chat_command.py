@@ -32,7 +32,7 @@ from momaserve_server.chat_session import Conversation
 from tests.client.raw_server import JSON, LAST_CHUNK, Connection, chunked, raw_server
 from tests.server.fake_engine import TEXT, FakeAsyncEngine, FakeEngine, processor
 from tests.server.live import Live, live
-from tests.server.pseudo_terminal import interrupt_when_waiting
+from tests.server.pseudo_terminal import hear_interrupts, interrupt_when_waiting
 from tests.server.test_media import png
 
 NOBODY = "http://127.0.0.1:1"
@@ -306,7 +306,14 @@ def spawn(*words: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options
+        command,
+        env=environment,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=hear_interrupts,
+        **options,
     )
 
 
