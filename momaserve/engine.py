@@ -85,8 +85,9 @@ class Engine:
         self.model_name = parts.name
         self.dtype = dtype
         self.max_model_len = self._checked_model_len()
+        self._missing_for = {policy: model.missing_for(policy) for policy in RoutingPolicy}
         for policy in {config.routing, config.prompt_routing or config.routing}:
-            missing = model.missing_for(policy)
+            missing = self._missing_for[policy]
             if missing is not None:
                 raise CheckpointError(missing)
         num_blocks = choose_num_blocks(
@@ -186,7 +187,7 @@ class Engine:
         routing = params.routing or self.config.routing
         prompt_routing = params.prompt_routing or self.config.prompt_routing or routing
         for policy, name in ((routing, "routing"), (prompt_routing, "prompt_routing")):
-            missing = self.model.missing_for(policy)
+            missing = self._missing_for[policy]
             if missing is not None:
                 raise RequestError(missing, param=name)
         submission = Submission(
