@@ -40,6 +40,8 @@ class Course:
         if params.ignore_eos:
             bias.append((spec.eos, _BANNED))
         self._bias = tuple(bias)
+        self._code_bias = tuple(entry for entry in bias if entry[0] in spec.image_ids)
+        """Inside a picture, where no other ids are drawn."""
         self._early_bias = (*bias, *((token, _BANNED) for token in self._stop_ids))
         state = grammar.scan(request.prompt_token_ids)
         self._unsent = list(request.output_token_ids)
@@ -99,14 +101,14 @@ class Course:
         if request.num_tokens + num_pending >= request.max_num_tokens:
             return None
         is_picture = self._state.image_tokens is not None
-        # Nothing ends an answer inside a picture, so nothing needs to be banned there.
         is_early = request.num_output_tokens + num_pending < params.min_tokens
+        bias = self._early_bias if is_early else self._bias
         return SampleRow(
             choices=self._choices(num_pending),
             distribution=params.image if is_picture else params.text,
             seed=request.seed,
             position=request.num_tokens + num_pending,
-            bias=self._early_bias if is_early and not is_picture else self._bias,
+            bias=self._code_bias if is_picture else bias,
             penalties=None if is_picture else self._penalties(),
             guidance_scale=params.guidance_scale,
         )

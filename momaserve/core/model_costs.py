@@ -72,7 +72,7 @@ class ModelCosts:
     head_flops: float
     """Of one sampled row."""
     code_share: float = 1.0
-    """Of the head, what is read where all rows choose among image codes."""
+    """Of the head, what a row takes that chooses among image codes."""
     kv_bytes: float
     """K/V of one token in one layer."""
     visible_flops: float
@@ -94,13 +94,15 @@ class ModelCosts:
             visible_flops += (
                 layer.num_layers * share * share * load.visible_pairs * self.visible_flops
             )
-        is_code_only = load.code_rows >= load.sampled_rows
-        head_share = self.code_share if is_code_only else 1.0
-        head_bytes = head_share * self.head_bytes if load.sampled_rows else 0.0
+        word_rows = max(0.0, load.sampled_rows - load.code_rows)
+        code_rows = load.sampled_rows - word_rows
+        code_share = self.code_share if code_rows else 0.0
+        head_share = 1.0 if word_rows else code_share
+        head_rows = word_rows + code_rows * code_share
         parts = [
             Work(num_bytes=dense_bytes, flops=dense_flops),
             Work(num_bytes=kv_bytes, flops=visible_flops),
-            Work(num_bytes=head_bytes, flops=head_share * load.sampled_rows * self.head_flops),
+            Work(num_bytes=head_share * self.head_bytes, flops=head_rows * self.head_flops),
         ]
         for group in self.groups:
             parts.append(

@@ -7,7 +7,7 @@ the next step can be planned and started.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,18 +89,14 @@ class RunningStep:
     """A step that was started; what it samples may be used on the device before it is known."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        recorder: RoutingRecorder | None,
-        config: ModelConfig,
-        device: torch.device,
+        self, recorder: RoutingRecorder | None, config: ModelConfig, device: torch.device
     ) -> None:
-        self._names = tuple(names)
         self._device = device
         self._recorder = recorder
         self._config = config
-        self._token_ids = torch.empty(0, dtype=torch.int64)
-        self._is_finite = torch.empty(0, dtype=torch.bool)
+        self._names: list[str] = []
+        self._token_ids = torch.empty(0, dtype=torch.int64, device=device)
+        self._is_finite = torch.empty(0, dtype=torch.bool, device=device)
         self._logprobs: dict[str, _Table] = {}
         self._prompt_logprobs: dict[str, list[_Table]] = {}
         self._entries: dict[tuple[str, int], Tensor] = {}
@@ -122,6 +118,12 @@ class RunningStep:
     def entries(self) -> dict[tuple[str, int], Tensor]:
         """Entries in depth-routed layers of each (request, companion), int64 [1] each."""
         return self._entries
+
+    def add_drawn(self, names: Iterable[str], token_ids: Tensor, is_finite: Tensor) -> None:
+        """What some requests draw, int64 [S], and whether their logits are finite, bool [S]."""
+        self._names += names
+        self._token_ids = torch.cat((self._token_ids, token_ids))
+        self._is_finite = torch.cat((self._is_finite, is_finite))
 
     def send(self) -> None:
         """Starts to bring over what every step tells, in front of the next step's work."""
@@ -207,7 +209,7 @@ class Runner:
             {} if after is None else after.sampling,
             {} if after is None else after.entries,
         )
-        step = RunningStep(tuple(rows), recorder, self._config, self.storage.k.device)
+        step = RunningStep(recorder, self._config, self.storage.k.device)
         hidden = self._backend.forward(plan, batch, entries)  # [T, D]
         if entries is not None:
             step._entry_counts = entries.finish(), [s.num_new_tokens for s in plan.sequences]
@@ -230,8 +232,8 @@ class Runner:
             last_row[planned.request_id, planned.companion] = row - 1
         if recorder is not None and traced_rows:
             step._trace = recorder.trace(batch, traced_rows)
-        if rows:
-            self._sample(hidden, last_row, plan, requests, rows, step)
+        for ids, part in self._by_head(requests, rows):
+            self._sample(hidden, last_row, plan, requests, part, ids, step)
         step.send()
         return step
 
@@ -242,41 +244,53 @@ class Runner:
         plan: StepPlan,
         requests: Mapping[str, Request],
         rows: Mapping[str, SampleRow],
+        ids: range,
         step: RunningStep,
     ) -> None:
+        """Draws a token for each of some rows, all of them among `ids`."""
         own = [last_row[plan.forks.get(name, name), OWN] for name in rows]
         guided = [
             (index, last_row[name, companion], row.guidance_scale)
             for index, (name, row) in enumerate(rows.items())
             for companion in range(len(requests[name].companions))
         ]
-        ids = self._ids_to_choose_from(requests, rows)
         last = np.array(own + [row for _, row, _ in guided])
         all_logits = self._backend.logits(hidden[upload(last, hidden.device)], ids)
         logits = all_logits[: len(own)]
         combined = guide(logits, all_logits[len(own) :], guided)
-        token_ids, step._is_finite = self._backend.sample(combined, list(rows.values()), ids.start)
-        step._token_ids = token_ids
+        token_ids, is_finite = self._backend.sample(combined, list(rows.values()), ids.start)
+        step.add_drawn(rows, token_ids, is_finite)
         for index, name in enumerate(rows):
             num_top = requests[name].params.logprobs
             if num_top is not None:
                 mine = slice(index, index + 1)
                 step._logprobs[name] = _Table.of(logits[mine], token_ids[mine], num_top)
 
-    def _ids_to_choose_from(
+    def _by_head(
         self, requests: Mapping[str, Request], rows: Mapping[str, SampleRow]
-    ) -> range:
-        """Ids whose logits are needed: where all draw pictures, the head of text is not read."""
+    ) -> list[tuple[range, dict[str, SampleRow]]]:
+        """Rows by the ids whose logits they need: a code of a picture needs no text's head.
+
+        So what a row needs does not depend on the others of its step.
+        """
+        if self._config.image is None:
+            return [(range(self._config.vocab_size), dict(rows))] if rows else []
         image = self._config.image
-        if image is not None and all(
-            row.choices is Choices.IMAGE
-            and not row.bias
-            and row.penalties is None
-            and requests[name].params.logprobs is None
-            for name, row in rows.items()
-        ):
-            return range(image.first_token_id, image.stop_token_id)
-        return range(self._config.vocab_size)
+        codes: dict[str, SampleRow] = {}
+        others: dict[str, SampleRow] = {}
+        for name, row in rows.items():
+            is_code = (
+                row.choices is Choices.IMAGE
+                and not row.bias
+                and row.penalties is None
+                and requests[name].params.logprobs is None
+            )
+            (codes if is_code else others)[name] = row
+        parts = (
+            (range(image.first_token_id, image.stop_token_id), codes),
+            (range(self._config.vocab_size), others),
+        )
+        return [(ids, part) for ids, part in parts if part]
 
     def _score_prompt(
         self, planned: PlannedSequence, request: Request, hidden: Tensor

@@ -48,6 +48,16 @@ def test_where_all_rows_choose_codes_the_head_of_words_is_not_read() -> None:
     assert predict(StepLoad(image_tokens=2), costs) == pytest.approx(whole - 60)
 
 
+def test_a_row_of_codes_computes_its_share_of_the_head() -> None:
+    costs = replace(make_costs(), code_share=0.25, head_flops=2e6)  # 2000 s for each row of words
+    parts = [
+        predict(StepLoad(image_tokens=4, sampled_rows=4, code_rows=codes), costs)
+        for codes in (0, 1, 4)
+    ]
+    assert parts[0] - parts[1] == pytest.approx(0.75 * 2000)
+    assert parts[0] - parts[2] == pytest.approx(4 * 0.75 * 2000)
+
+
 @pytest.mark.parametrize(
     ("text", "image", "distinct"),
     [
