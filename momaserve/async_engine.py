@@ -79,7 +79,13 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
     Lives on one event loop; the engine thread only schedules callbacks onto that loop.
     """
 
-    def __init__(self, engine: AsyncEngine, request_id: str, choice_ids: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        request_id: str,
+        choice_ids: tuple[str, ...],
+        tokens_at_once: int,
+    ) -> None:
         self.request_id = request_id
         self.choice_ids = choice_ids
         """Ids of the choices inside the engine."""
@@ -90,6 +96,9 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._queue: asyncio.Queue[ChoiceOutput | MomaserveError | None] = asyncio.Queue()
         """None only wakes a reader, when a close has left nothing to wait for."""
+        self._tokens_at_once = tokens_at_once
+        self._held: dict[str, list[TokenOutput]] = {}
+        """What the engine thread, which alone uses it, has not given out yet."""
 
     def __aiter__(self) -> GenerationStream:
         return self
@@ -127,6 +136,22 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
             self._engine._end_choices(running, reason)
         if not self._open:
             self._queue.put_nowait(None)
+
+    # Called on the engine thread.
+
+    def _hold(self, output: TokenOutput) -> TokenOutput | None:
+        """What is to be given out now that `output` is there; the first one always is."""
+        name = output.request_id
+        held = self._held.get(name)
+        if held is None:
+            self._held[name] = []
+            return output
+        held.append(output)
+        num_tokens = sum(len(each.token_ids) for each in held)
+        if output.finish_reason is None and num_tokens < self._tokens_at_once:
+            return None
+        self._held[name] = []
+        return TokenOutput.joined(held)
 
     # Called through `loop.call_soon_threadsafe`.
 
@@ -178,13 +203,20 @@ class AsyncEngine:
         self._thread.start()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        tokens_at_once: int = 1,
     ) -> GenerationStream:
         """Submit a prompt; returns once it is queued.
 
         Args:
             request_id: what `abort` calls it; two that run must not have the same. None makes
                 one up.
+            tokens_at_once: how many tokens of a choice its outputs have at least, but for the
+                first and the last. Handing over each of them takes time from the engine.
 
         Raises:
             RequestError: the request can never be served, or its id is in use.
@@ -197,7 +229,9 @@ class AsyncEngine:
         try:
             self._require_alive()
             submission = self.engine.make_submission(prompt, params, own_id)
-            stream = GenerationStream(self, request_id or own_id, submission.request_ids)
+            stream = GenerationStream(
+                self, request_id or own_id, submission.request_ids, tokens_at_once
+            )
             self._register(stream)
             try:
                 self._post(submission)
@@ -400,7 +434,9 @@ class AsyncEngine:
                     continue
                 if output.finish_reason is not None:
                     del self._streams[output.request_id]
-                by_loop.setdefault(stream._loop, []).append((stream, output))
+                ready = stream._hold(output)
+                if ready is not None:
+                    by_loop.setdefault(stream._loop, []).append((stream, ready))
         for pairs in by_loop.values():
             _call(pairs[0][0], lambda pairs=pairs: _put_all(pairs))  # type: ignore[misc]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -85,3 +86,18 @@ class TokenOutput:
     """Its timings, on the last output."""
     error: str | None = None
     """What went wrong, when `finish_reason` is ERROR."""
+
+    @classmethod
+    def joined(cls, outputs: Sequence[TokenOutput]) -> TokenOutput:
+        """Consecutive outputs of one request as one."""
+        if len(outputs) == 1:
+            return outputs[0]
+        scored = [output.logprobs for output in outputs if output.logprobs is not None]
+        prompts = [o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None]
+        return replace(
+            outputs[-1],
+            token_ids=tuple(token for output in outputs for token in output.token_ids),
+            logprobs=tuple(entry for part in scored for entry in part) if scored else None,
+            prompt_logprobs=prompts[0] if prompts else None,
+            routing=tuple(entry for output in outputs for entry in output.routing),
+        )

@@ -27,6 +27,11 @@ _ROWS_TOGETHER = 256
 see, more keep torch's kernel busy; found by trying."""
 
 
+_SHARED_PRODUCTS = 400_000
+"""Products of queries and keys from which several threads share the rows, as in `cpu_model`; they
+come from many places in memory and take longer each."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """Rows [first, first + count) of the step belong to one sequence."""
@@ -186,7 +191,8 @@ class BlockAttention:
         if not num_rows:
             return
         args = qkv, keys, values, seen.rows, seen.slots, seen.counts
-        if self._num_threads == 1:
+        num_products = int(seen.counts.sum()) * out.shape[1]
+        if self._num_threads == 1 or num_products < _SHARED_PRODUCTS:
             attention.attend(*args, 1, out)
             return
         # Threads get nearly equal shares of a few rows.

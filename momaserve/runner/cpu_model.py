@@ -25,6 +25,13 @@ from momaserve.models.moma import MomaModel
 from momaserve.runner.block_attention import BlockAttention
 from momaserve.runner.packing import give_up, give_up_matrices
 
+_SHARED_PRODUCTS = 2_500_000
+"""Products from which several threads share a matrix: some 30 microseconds of one thread. Threads
+meet at the end of every matrix, and where the processor has other work too, such as a server's, one
+of them may come late by milliseconds."""
+_READ_ROWS = 5
+"""Up to so many rows reading the matrix is what takes time, not multiplying."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Router:
@@ -215,7 +222,6 @@ class CpuModel:
         self._head = linear.pack(head.detach())
         if not keep_weights and model.lm_head is not None:
             give_up(model.lm_head)
-        self._linear = linear.linear_threaded if threads else linear.linear
 
     def forward(self, batch: ForwardBatch, attention: BlockAttention) -> Tensor:
         """Final hidden states, normed: float32 [T, D]."""
@@ -239,8 +245,16 @@ class CpuModel:
 
     def _multiply(self, x: Array, rows: Array, w: Array) -> Array:
         out = np.empty((len(rows), w.shape[0] * TILE), np.float32)
-        self._linear(x, rows, w, out)
+        if self._is_shared(len(rows), w):
+            linear.linear_threaded(x, rows, w, out)
+        else:
+            linear.linear(x, rows, w, out)
         return out
+
+    def _is_shared(self, num_rows: int, w: Array) -> bool:
+        """Whether several threads multiply rows with a packed matrix [.., N, I, ..]."""
+        num_weights = w.shape[-3] * TILE * w.shape[-2]
+        return self._threads and num_weights * max(num_rows, _READ_ROWS) >= _SHARED_PRODUCTS
 
     def _block(self, index: int, layer: _Layer, x: Array, step: _Step) -> Array:
         """x [T, D] -> [T, D]; may be the same array."""
@@ -324,8 +338,9 @@ class CpuModel:
                 logits, weights, selected = self._route(group.router, u, rows, step)
                 if step.batch.observer is not None:
                     self._tell(index, group.name, u, rows, logits, selected, step)
+            is_shared = self._is_shared(len(rows), group.gate_up)  # as if each had one expert
             experts.routed_experts(
-                u, rows, selected, weights, group.gate_up, group.down, self._threads, out
+                u, rows, selected, weights, group.gate_up, group.down, is_shared, out
             )
         return out
 
@@ -343,7 +358,8 @@ class CpuModel:
             if policy is RoutingPolicy.CAUSAL:
                 assert router.fc1 is not None, "causal routing without auxiliary router"
                 causal = np.empty(shape, np.float32)
-                routing.auxiliary(x, rows, router.fc1, router.fc2, self._threads, causal)
+                is_shared = self._is_shared(len(rows), router.fc1)
+                routing.auxiliary(x, rows, router.fc1, router.fc2, is_shared, causal)
                 routing.select(causal, router.zeros, step.policies, rows, code, selected)
             elif policy is RoutingPolicy.CALIBRATED:
                 routing.select(logits, router.thresholds, step.policies, rows, code, selected)

@@ -21,6 +21,8 @@ from momaserve_server.request_record import current_record
 from momaserve_server.routing_report import RoutingReport
 from momaserve_server.shadow_tap import ShadowTap
 
+TOKENS_AT_ONCE = 16
+"""Of an answer that is sent whole."""
 UNANSWERED = (None, FinishReason.TIMEOUT)
 """Finish reasons of outputs that are no answer unless they bring tokens."""
 
@@ -106,8 +108,14 @@ class Generation:
         prompts: Sequence[Prompt],
         params: SamplingParams,
         request_id: str,
+        *,
+        tokens_at_once: int = 1,
     ) -> Generation:
         """Submit all prompts, or none: what one refuses takes the others back.
+
+        Args:
+            tokens_at_once: as `AsyncEngine.generate`; where strings end an answer, each token is
+                looked at.
 
         Raises:
             RequestError, QueueFullError, EngineDeadError: from the engine.
@@ -121,7 +129,12 @@ class Generation:
         try:
             for number, prompt in enumerate(prompts):
                 name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
-                stream = await context.async_engine.generate(prompt, params, request_id=name)
+                stream = await context.async_engine.generate(
+                    prompt,
+                    params,
+                    request_id=name,
+                    tokens_at_once=1 if params.stop else tokens_at_once,
+                )
                 generation._streams.append(stream)
                 if generation._is_aborted:  # while it was on its way to the engine
                     context.async_engine.abort(stream.request_id)

@@ -16,7 +16,7 @@ from momaserve.tokens.detokenize import Event, ImageDone, ImageProgress, TextDel
 from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
-from momaserve_server.generation import ChoiceDelta, Generation
+from momaserve_server.generation import TOKENS_AT_ONCE, ChoiceDelta, Generation
 from momaserve_server.logprobs import TokenNames, chat_logprobs
 from momaserve_server.media import read_messages
 from momaserve_server.openapi import GENERATES, json_body
@@ -50,7 +50,9 @@ async def create_chat_completion(request: Request) -> Response:
     messages = await read_messages(body.messages, context)
     prompt = await context.workers.run(engine.processor.encode_chat, messages)
     reply_id = f"chatcmpl-{request_id_of(request)}"
-    generation = await Generation.start(context, [prompt], params, reply_id)
+    generation = await Generation.start(
+        context, [prompt], params, reply_id, tokens_at_once=1 if body.stream else TOKENS_AT_ONCE
+    )
     reply = ChatReply(context, body, reply_id, generation, params.n)
     if body.stream:
         return EventStreamResponse(reply.stream(), generation.close)

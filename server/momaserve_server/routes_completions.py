@@ -19,7 +19,7 @@ from momaserve.tokens.prompt import Prompt
 from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
-from momaserve_server.generation import ChoiceDelta, Generation
+from momaserve_server.generation import TOKENS_AT_ONCE, ChoiceDelta, Generation
 from momaserve_server.logprobs import TextOffsets, TokenNames, completion_logprobs
 from momaserve_server.openapi import GENERATES, json_body
 from momaserve_server.prompts import encode_text
@@ -55,7 +55,9 @@ async def create_completion(request: Request) -> Response:
         )
     prompts = await context.workers.run(_encode, engine.processor, given)
     reply_id = f"cmpl-{request_id_of(request)}"
-    generation = await Generation.start(context, prompts, params, reply_id)
+    generation = await Generation.start(
+        context, prompts, params, reply_id, tokens_at_once=1 if body.stream else TOKENS_AT_ONCE
+    )
     choices = [
         CompletionChoice(body, engine.processor, source, prompt)
         for source, prompt in zip(given, prompts, strict=True)

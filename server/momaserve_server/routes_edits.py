@@ -19,7 +19,7 @@ from momaserve_server.generation import Generation
 from momaserve_server.openapi import GENERATES, form_body
 from momaserve_server.pictures import require_pixels
 from momaserve_server.prompts import encode_text
-from momaserve_server.routes_images import ImageReply, checked_size
+from momaserve_server.routes_images import ImageReply, checked_size, tokens_at_once
 from momaserve_server.sampling_params import image_params
 from momaserve_server.schemas_edits import EditRequest
 from momaserve_server.sse import EventStreamResponse, until_disconnect
@@ -45,7 +45,13 @@ async def edit_image(request: Request) -> Response:
     params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(_prompt, context, body, files)
-    generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
+    generation = await Generation.start(
+        context,
+        [prompt],
+        params,
+        f"img-{request_id_of(request)}",
+        tokens_at_once=tokens_at_once(context, body),
+    )
     reply = ImageReply(context, body, generation, params.n, size, kind="image_edit")
     if body.stream:
         return EventStreamResponse(reply.stream(), generation.close)

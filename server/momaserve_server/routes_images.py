@@ -17,7 +17,7 @@ from momaserve.tokens.processor import Processor
 from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
-from momaserve_server.generation import Generation, TokenCounts
+from momaserve_server.generation import TOKENS_AT_ONCE, Generation, TokenCounts
 from momaserve_server.openapi import GENERATES, json_body
 from momaserve_server.pictures import PartialSchedule, PictureRenderer, require_pixels
 from momaserve_server.prompts import encode_text
@@ -26,6 +26,9 @@ from momaserve_server.schemas_images import ImageRequest
 from momaserve_server.sse import EventStreamResponse, encode_event, until_disconnect
 
 router = APIRouter()
+
+_LOOKS = 4
+"""At a picture, between two states of it that are shown."""
 
 
 @router.post(
@@ -47,7 +50,13 @@ async def create_image(request: Request) -> Response:
     params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(encode_text, engine.processor, body.prompt)
-    generation = await Generation.start(context, [prompt], params, f"img-{request_id_of(request)}")
+    generation = await Generation.start(
+        context,
+        [prompt],
+        params,
+        f"img-{request_id_of(request)}",
+        tokens_at_once=tokens_at_once(context, body),
+    )
     reply = ImageReply(context, body, generation, params.n, size)
     if body.stream:
         return EventStreamResponse(reply.stream(), generation.close)
@@ -68,6 +77,14 @@ def checked_size(asked: str | None, processor: Processor) -> str:
     if asked not in (None, "auto", size):
         raise SamplingError(f"size must be 'auto' or {size!r}, got {asked!r}", param="size")
     return size
+
+
+def tokens_at_once(context: ServerContext, body: ImageRequest) -> int:
+    """How often a reply looks at growing pictures: a few times between two that it shows."""
+    total = context.async_engine.engine.processor.spec.tokens_per_image
+    if not body.partial_images or total is None:
+        return TOKENS_AT_ONCE
+    return min(TOKENS_AT_ONCE, max(1, total // (_LOOKS * (body.partial_images + 1))))
 
 
 class ImageReply:

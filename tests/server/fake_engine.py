@@ -257,6 +257,7 @@ class FakeAsyncEngine:
         self.stopped = asyncio.Event()
         """Set whenever a submission ends, for tests that wait for an abort."""
         self.started = asyncio.Event()
+        self.tokens_at_once: list[int] = []
         """Set when the first submission arrives."""
         self.is_started = False
         self.is_closed = False
@@ -290,8 +291,15 @@ class FakeAsyncEngine:
         return EngineSnapshot(num_running=len(self.running), num_waiting=0, kv_cache_usage=0.25)
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        tokens_at_once: int = 1,
     ) -> FakeStream:
+        """Gives out each token by itself, whatever `tokens_at_once` says; it is kept."""
+        self.tokens_at_once.append(tokens_at_once)
         if self.is_draining:
             raise EngineDeadError("the engine is draining")
         if self.refusal is not None and len(self.submissions) >= self.refusal_after:
