@@ -142,7 +142,8 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         announce = _announce(server, async_engine, f"{name} at {address}", started)
         try:
-            asyncio.run(_serve(server, listening, announce))
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(_serve(server, listening, announce))
         finally:
             if tracer is not None:
                 tracer.close()
