@@ -63,12 +63,12 @@ demo: $(STAMP)  ## Train the demo checkpoint from scratch into runs/demo (about 
 	$(BIN)/momaserve eval-demo $(RUNS)/demo --data $(DICTIONARY) \
 		--routing causal calibrated expert_choice threshold --card
 
-demo-depth: $(STAMP)  ## Train the demo's sibling with mixture of depths into runs/demo-depth (about 3 hours)
+demo-depth: $(STAMP)  ## Train the demo's sibling with mixture of depths into runs/demo-depth (about 1.5 hours)
 	$(BIN)/momaserve train --recipe demo-depth --data $(DICTIONARY) \
 		--image-tokenizer momaserve/demo/image_tokenizer --out $(RUNS)/demo-depth
 	$(BIN)/momaserve fit-routers $(RUNS)/demo-depth --recipe demo-depth --data $(DICTIONARY)
 	$(BIN)/momaserve router-report $(RUNS)/demo-depth --recipe demo-depth --data $(DICTIONARY) \
-		--baseline momaserve/demo --out $(RUNS)/demo-depth-report
+		--out $(RUNS)/demo-depth-report
 
 image:  ## Build the container image (VARIANT=cuda for GPUs; CONTAINER=podman or buildah)
 	$(CONTAINER) build --tag momaserve:$(IMAGE_TAG) --tag momaserve:$(VARIANT) \
