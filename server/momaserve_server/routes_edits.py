@@ -12,14 +12,13 @@ from momaserve.errors import PromptError, SamplingError
 from momaserve.tokens.image import ImageLimits, fit_square, open_image
 from momaserve.tokens.prompt import Prompt
 from momaserve_server import examples
-from momaserve_server.context import ServerContext, context_of, request_id_of
+from momaserve_server.context import ServerContext, context_of
 from momaserve_server.errors import InvalidBodyError
 from momaserve_server.form import read_form
-from momaserve_server.generation import Generation
 from momaserve_server.openapi import GENERATES, form_body
 from momaserve_server.pictures import require_pixels
 from momaserve_server.prompts import encode_text
-from momaserve_server.routes_images import ImageReply, checked_size, tokens_at_once
+from momaserve_server.routes_images import ImageReply, checked_size, start_drawing
 from momaserve_server.sampling_params import image_params
 from momaserve_server.schemas_edits import EditRequest
 from momaserve_server.sse import EventStreamResponse, until_disconnect
@@ -45,13 +44,7 @@ async def edit_image(request: Request) -> Response:
     params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(_prompt, context, body, files)
-    generation = await Generation.start(
-        context,
-        [prompt],
-        params,
-        f"img-{request_id_of(request)}",
-        tokens_at_once=tokens_at_once(context, body),
-    )
+    generation = await start_drawing(context, request, body, prompt, params)
     reply = ImageReply(context, body, generation, params.n, size, kind="image_edit")
     if body.stream:
         return EventStreamResponse(reply.stream(), generation.close)

@@ -12,8 +12,10 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from momaserve.errors import DeadlineError, SamplingError
+from momaserve.sampling import SamplingParams
 from momaserve.tokens.detokenize import ImageDone, ImageProgress
 from momaserve.tokens.processor import Processor
+from momaserve.tokens.prompt import Prompt
 from momaserve_server import examples
 from momaserve_server.body import read_body
 from momaserve_server.context import ServerContext, context_of, request_id_of
@@ -50,13 +52,7 @@ async def create_image(request: Request) -> Response:
     params = image_params(body, engine, context.settings)
     size = checked_size(body.size, engine.processor)
     prompt = await context.workers.run(encode_text, engine.processor, body.prompt)
-    generation = await Generation.start(
-        context,
-        [prompt],
-        params,
-        f"img-{request_id_of(request)}",
-        tokens_at_once=tokens_at_once(context, body),
-    )
+    generation = await start_drawing(context, request, body, prompt, params)
     reply = ImageReply(context, body, generation, params.n, size)
     if body.stream:
         return EventStreamResponse(reply.stream(), generation.close)
@@ -85,6 +81,23 @@ def tokens_at_once(context: ServerContext, body: ImageRequest) -> int:
     if not body.partial_images or total is None:
         return TOKENS_AT_ONCE
     return min(TOKENS_AT_ONCE, max(1, total // (_LOOKS * (body.partial_images + 1))))
+
+
+async def start_drawing(
+    context: ServerContext,
+    request: Request,
+    body: ImageRequest,
+    prompt: Prompt,
+    params: SamplingParams,
+) -> Generation:
+    """As `Generation.start`."""
+    return await Generation.start(
+        context,
+        [prompt],
+        params,
+        f"img-{request_id_of(request)}",
+        tokens_at_once=tokens_at_once(context, body),
+    )
 
 
 class ImageReply:
