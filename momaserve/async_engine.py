@@ -39,7 +39,7 @@ _DRAINING = "the server is shutting down and takes no new requests"
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOutput:
-    """New tokens of one of a submission's n choices."""
+    """New tokens of one of a submission's n choices, perhaps of several steps."""
 
     index: int
     output: TokenOutput
@@ -74,9 +74,12 @@ class _Stop:
 
 
 class GenerationStream(AsyncIterator[ChoiceOutput]):
-    """Outputs of one submission, in the order made. Closing it aborts what still runs.
+    """Outputs of one submission, those of a choice in the order made. Closing it aborts what
+    still runs.
 
-    Lives on one event loop; the engine thread only schedules callbacks onto that loop.
+    A reader that falls behind gets what a choice has brought meanwhile as one output, so it catches
+    up instead of falling further behind. Lives on one event loop; the engine thread only
+    schedules callbacks onto that loop.
     """
 
     def __init__(
@@ -94,8 +97,12 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         self._open = set(choice_ids)
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
-        self._queue: asyncio.Queue[ChoiceOutput | MomaserveError | None] = asyncio.Queue()
-        """None only wakes a reader, when a close has left nothing to wait for."""
+        self._unread: dict[str, list[TokenOutput]] = {}
+        """By choice; whose reader has waited longest comes first."""
+        self._error: MomaserveError | None = None
+        """Comes after what is unread."""
+        self._news = asyncio.Event()
+        """There is something unread, an error, or nothing left to wait for."""
         self._tokens_at_once = tokens_at_once
         self._held: dict[str, list[TokenOutput]] = {}
         """What the engine thread, which alone uses it, has not given out yet."""
@@ -106,17 +113,17 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
     async def __anext__(self) -> ChoiceOutput:
         """Raises EngineDeadError when the engine stops underneath."""
         while self._open:
-            item = await self._queue.get()
-            if item is None:
-                continue
-            if isinstance(item, MomaserveError):
+            if self._unread:
+                name = next(iter(self._unread))
+                output = TokenOutput.joined(self._unread.pop(name))
+                if output.finish_reason is not None:
+                    self._open.discard(name)
+                return ChoiceOutput(self._index[name], output)
+            if self._error is not None:
                 self._open.clear()
-                raise item
-            if item.output.request_id not in self._open:
-                continue  # made before its choice was aborted
-            if item.output.finish_reason is not None:
-                self._open.discard(item.output.request_id)
-            return item
+                raise self._error
+            self._news.clear()
+            await self._news.wait()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
@@ -132,10 +139,12 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
         wanted = self.choice_ids if index is None else (self.choice_ids[index],)
         running = tuple(choice_id for choice_id in wanted if choice_id in self._open)
         self._open.difference_update(running)
+        for choice_id in running:
+            self._unread.pop(choice_id, None)
         if running:
             self._engine._end_choices(running, reason)
         if not self._open:
-            self._queue.put_nowait(None)
+            self._news.set()
 
     # Called on the engine thread.
 
@@ -166,11 +175,13 @@ class GenerationStream(AsyncIterator[ChoiceOutput]):
 
     def _put(self, output: TokenOutput) -> None:
         if output.request_id in self._open:
-            self._queue.put_nowait(ChoiceOutput(self._index[output.request_id], output))
+            self._unread.setdefault(output.request_id, []).append(output)
+            self._news.set()
 
     def _break(self, error: MomaserveError) -> None:
         self._accept(error)
-        self._queue.put_nowait(error)
+        self._error = error
+        self._news.set()
 
 
 class AsyncEngine:

@@ -24,6 +24,7 @@ from momaserve.modality import Modality
 from momaserve.models.moma import MomaModel
 from momaserve.runner.block_attention import BlockAttention
 from momaserve.runner.packing import give_up, give_up_matrices
+from momaserve.runner.routing_recorder import RoutingRecorder
 
 _SHARED_PRODUCTS = 2_500_000
 """Products from which several threads share a matrix: some 30 microseconds of one thread. Threads
@@ -275,12 +276,15 @@ class CpuModel:
         routed = step.of_modalities(depth.modalities)
         mine = routed.nonzero()[0]
         logits, weights, selected = self._route(depth.router, x, mine, step)
-        if step.batch.observer is not None:
+        observer = step.batch.observer
+        if isinstance(observer, RoutingRecorder) and not observer.keeps_rows:
+            observer.add_depth_counts(index, len(mine), int(np.count_nonzero(selected)))
+        elif observer is not None:
             every = np.zeros(len(x), np.float32)
             every[mine] = logits[:, 0]
             chosen = np.zeros(len(x), np.bool_)
             chosen[mine] = selected[:, 0]
-            step.batch.observer.depth(index, *map(torch.from_numpy, (x, every, routed, chosen)))
+            observer.depth(index, *map(torch.from_numpy, (x, every, routed, chosen)))
         taken = ~routed
         taken[mine] = selected[:, 0]
         scale = np.ones(len(x), np.float32)
@@ -336,7 +340,12 @@ class CpuModel:
                 selected = np.ones((len(rows), 1), np.bool_)
             else:
                 logits, weights, selected = self._route(group.router, u, rows, step)
-                if step.batch.observer is not None:
+                observer = step.batch.observer
+                if isinstance(observer, RoutingRecorder) and not observer.keeps_rows:
+                    counts = np.zeros(2 * selected.shape[1] + 1, np.int64)
+                    routing.count(selected, counts)
+                    observer.add_expert_counts(index, group.name, len(rows), counts)
+                elif observer is not None:
                     self._tell(index, group.name, u, rows, logits, selected, step)
             is_shared = self._is_shared(len(rows), group.gate_up)  # as if each had one expert
             experts.routed_experts(

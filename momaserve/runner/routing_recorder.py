@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from momaserve.layers.batch import ForwardBatch
@@ -28,19 +30,32 @@ class RoutingCounts:
     """(layer, taken, skipped)."""
 
 
+Array = NDArray[np.int64]
+
 NO_COUNTS = RoutingCounts(expert_tokens=(), group_tokens=(), experts_per_token={}, depth_tokens=())
 
 
 class RoutingRecorder:
-    """Keeps a step's selections on the device until the step has run. A `RoutingObserver`."""
+    """Keeps a step's selections on the device until the step has run. A `RoutingObserver`.
 
-    def __init__(self) -> None:
+    Where nobody asks for single tokens, a backend may tell it what it has counted itself, instead
+    of the selections.
+    """
+
+    def __init__(self, *, keeps_rows: bool = True) -> None:
+        """
+        Args:
+            keeps_rows: whether `trace` will be called.
+        """
+        self.keeps_rows = keeps_rows
         self._experts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
         self._depth: list[tuple[int, Tensor, Tensor]] = []
         self._sums: dict[str, tuple[Tensor, Tensor, Tensor]] | None = None
         """By group: tokens by layer and expert, tokens by layer, pairs by number of experts."""
         self._depth_sums: tuple[Tensor, Tensor] | None = None
         """Tokens by layer that were taken, and that were asked about."""
+        self._counted: dict[str, list[tuple[int, int, Array]]] = {}
+        self._depth_counted: list[tuple[int, int, int]] = []
 
     def experts(
         self, layer: int, group: str, u: Tensor, logits: Tensor, eligible: Tensor, selected: Tensor
@@ -49,6 +64,15 @@ class RoutingRecorder:
 
     def depth(self, layer: int, x: Tensor, logits: Tensor, eligible: Tensor, taken: Tensor) -> None:
         self._depth.append((layer, eligible, taken))
+
+    def add_expert_counts(self, layer: int, group: str, num_tokens: int, counts: Array) -> None:
+        """Of tokens that a group's router saw: int64 [2 E + 1], how many each expert took, then
+        how many have 0, 1, ... E experts."""
+        self._counted.setdefault(group, []).append((layer, num_tokens, counts))
+
+    def add_depth_counts(self, layer: int, num_tokens: int, num_taken: int) -> None:
+        """Of tokens that a depth router saw."""
+        self._depth_counted.append((layer, num_taken, num_tokens - num_taken))
 
     def close(self, *, non_blocking: bool = True) -> None:
         """Adds up what was selected, and starts bringing the sums to the host.
@@ -91,10 +115,21 @@ class RoutingRecorder:
                 (layer, group, count) for layer, count in zip(layers, counts.tolist(), strict=True)
             ]
             per_token[group] = tuple(fanout.tolist())
-        depth: list[tuple[int, int, int]] = []
+        for group, entries in self._counted.items():
+            num_experts = len(entries[0][2]) // 2
+            table = np.array([counts for _, _, counts in entries])  # [L, 2 E + 1]
+            expert_tokens += [
+                (layer, group, tuple(load))
+                for (layer, _, _), load in zip(
+                    entries, table[:, :num_experts].tolist(), strict=True
+                )
+            ]
+            group_tokens += [(layer, group, num_tokens) for layer, num_tokens, _ in entries]
+            per_token[group] = tuple(table[:, num_experts:].sum(0).tolist())
+        depth = list(self._depth_counted)
         if self._depth_sums is not None:
             taken, routed = (sums.tolist() for sums in self._depth_sums)
-            depth = [
+            depth += [
                 (entry[0], took, total - took)
                 for entry, took, total in zip(self._depth, taken, routed, strict=True)
             ]

@@ -198,7 +198,7 @@ class Runner:
             count_routing: whether somebody reads the routing counts; without, they are empty.
         """
         self.storage.copy_blocks(plan.copies)
-        recorder = RoutingRecorder() if count_routing or traced else None
+        recorder = RoutingRecorder(keeps_rows=bool(traced)) if count_routing or traced else None
         batch, entries = lay_out_step(
             self._backend,
             plan,

@@ -69,6 +69,7 @@ class OutputDecoder:
         stop: Sequence[str] = (),
         *,
         image_prefix: Sequence[int] | None = None,
+        every_code: bool = False,
     ) -> None:
         """
         Args:
@@ -76,6 +77,8 @@ class OutputDecoder:
             stop: strings at which the answer ends; not empty.
             image_prefix: image ids of the picture in which the prompt ends (perhaps none yet);
                 None when it ends in text.
+            every_code: whether each image id makes an ImageProgress, however many come in one
+                call; else the last of a picture and call does.
         """
         self._spec = spec
         self._text = incremental_text(tokenizer)
@@ -83,6 +86,7 @@ class OutputDecoder:
         self._image_ids = spec.image_ids
         self._picture: list[int] | None = None if image_prefix is None else list(image_prefix)
         self._num_images = 0
+        self._every_code = every_code
 
     @property
     def stopped(self) -> bool:
@@ -90,10 +94,7 @@ class OutputDecoder:
         return self._stop.stopped
 
     def push(self, token_ids: Sequence[int]) -> list[Event]:
-        """Take the next tokens of the answer; returns what they made known, in order.
-
-        At most one ImageProgress comes out for each picture and call.
-        """
+        """Take the next tokens of the answer; returns what they made known, in order."""
         events: list[Event] = []
         text: list[str] = []
         text_ids: list[int] = []
@@ -129,7 +130,8 @@ class OutputDecoder:
         picture.append(token_id)
         total = self._spec.tokens_per_image or 0
         index = self._num_images
-        if events and isinstance(events[-1], ImageProgress) and events[-1].index == index:
+        last = events[-1] if events else None
+        if isinstance(last, ImageProgress) and last.index == index and not self._every_code:
             events.pop()
         if len(picture) < total:
             events.append(ImageProgress(index, len(picture), total, picture))

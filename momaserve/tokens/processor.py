@@ -139,12 +139,15 @@ class Processor:
             raise PromptError(_NO_IMAGE, param="messages")
         return (begin, *self.image.encode(image), end)
 
-    def decoder(self, stop: Sequence[str] = (), prompt: Prompt | None = None) -> OutputDecoder:
+    def decoder(
+        self, stop: Sequence[str] = (), prompt: Prompt | None = None, *, every_code: bool = False
+    ) -> OutputDecoder:
         """A fresh decoder for one answer.
 
         Args:
             stop: strings at which the answer ends.
             prompt: what is answered; needed when it may end inside a picture.
+            every_code: as `OutputDecoder`.
 
         Raises:
             SamplingError: stop strings, but no tokenizer to find them with.
@@ -154,7 +157,7 @@ class Processor:
                 "this checkpoint has no tokenizer.json: use stop_token_ids, not stop", param="stop"
             )
         prefix = None if prompt is None else self._open_picture(prompt.token_ids)
-        return OutputDecoder(self.text, self.spec, stop, image_prefix=prefix)
+        return OutputDecoder(self.text, self.spec, stop, image_prefix=prefix, every_code=every_code)
 
     def render(self, token_ids: Sequence[int]) -> Image.Image:
         """The picture of its image ids (without begin_image and end_image).

@@ -90,7 +90,9 @@ class Generation:
         self._is_told = False  # whether the client learns of the end from an error
         processor = context.async_engine.engine.processor
         self._decoders: list[OutputDecoder] = [
-            processor.decoder(params.stop, prompt) for prompt in prompts for _ in range(params.n)
+            processor.decoder(params.stop, prompt, every_code=True)
+            for prompt in prompts
+            for _ in range(params.n)
         ]
         config = context.async_engine.engine.model_config
         self._reports = [RoutingReport(config) for _ in self._decoders]

@@ -106,7 +106,8 @@ class CompletionChoice:
         """Text, logprobs and token ids that `delta` adds to the choice."""
         text = "".join(event.text for event in delta.events if isinstance(event, TextDelta))
         token_ids = list(delta.token_ids)
-        offsets = self._offsets.push(token_ids)
+        wants_logprobs = self._body.logprobs is not None
+        offsets = self._offsets.push(token_ids) if wants_logprobs else []
         entries: list[TokenLogprob | None] = list(delta.logprobs or ())
         if self._is_first and self._body.echo:
             text = self._echo + text
@@ -116,7 +117,7 @@ class CompletionChoice:
         self._is_first = False
         fields: dict[str, Any] = {"text": text, "logprobs": None}
         is_scored = len(entries) == len(token_ids)  # not if time was up before the prompt was
-        if self._body.logprobs is not None and token_ids and is_scored:
+        if wants_logprobs and token_ids and is_scored:
             fields["logprobs"] = completion_logprobs(token_ids, entries, offsets, self._names)
         if self._body.return_token_ids:
             fields["token_ids"] = token_ids

@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 DONE = b"data: [DONE]\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def encode_event(data: Mapping[str, Any], event: str | None = None) -> bytes:
     """One event. JSON escapes line breaks, so one `data:` line always does."""
-    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    payload = _JSON.encode(data).encode()
     head = b"" if event is None else b"event: " + event.encode() + b"\n"
     return head + b"data: " + payload + b"\n\n"
 

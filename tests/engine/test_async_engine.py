@@ -35,9 +35,42 @@ def test_a_stream_brings_what_the_engine_makes(engine: Engine) -> None:
         stream = await served.generate(PROMPT, params_of())
         items = [item async for item in stream]
         assert [t for item in items for t in item.output.token_ids] == wanted
-        assert [item.output.finish_reason for item in items] == [None] * 5 + [FinishReason.LENGTH]
+        reasons = [item.output.finish_reason for item in items]
+        assert reasons == [None] * (len(items) - 1) + [FinishReason.LENGTH]
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+    with serving(engine) as (served, _):
+        run(main(served))
+
+
+def test_a_reader_that_keeps_up_gets_each_token(engine: Engine) -> None:
+    gate = Gate(engine)
+
+    async def main(served: AsyncEngine) -> None:
+        gate.shut()
+        stream = await served.generate(PROMPT, params_of())
+        for _ in range(6):
+            await gate.reached()
+            gate.let_pass()
+            assert len((await anext(stream)).output.token_ids) == 1
+
+    with serving(engine, gate) as (served, _):
+        run(main(served))
+
+
+def test_a_reader_that_fell_behind_catches_up(engine: Engine) -> None:
+    wanted = [answer(engine, max_tokens=6, ignore_eos=True, seed=seed) for seed in (7, 8)]
+
+    async def main(served: AsyncEngine) -> None:
+        stream = await served.generate(PROMPT, params_of(seed=7, n=2, logprobs=1))
+        await served.drain(HANG_S)
+        items = [item async for item in stream]
+        assert [item.index for item in items] == [0, 1]
+        assert [list(item.output.token_ids) for item in items] == wanted
+        for item in items:
+            assert item.output.logprobs is not None and len(item.output.logprobs) == 6
+            assert item.output.finish_reason is FinishReason.LENGTH
 
     with serving(engine) as (served, _):
         run(main(served))

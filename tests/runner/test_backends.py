@@ -93,6 +93,8 @@ def run(
     config: ModelConfig,
     requests: list[Request],
     plans: list[StepPlan] | None = None,
+    *,
+    keeps_rows: bool = True,
 ) -> list[tuple[Tensor, Tensor, RoutingCounts]]:
     """Hidden states, logits and routing counts of each step, those of `steps_of` if not told."""
     by_id = {request.request_id: request for request in requests}
@@ -111,7 +113,7 @@ def run(
                 for i, planned in enumerate(plan.sequences)
             )
             plan = replace(plan, sequences=sequences)
-            recorder = RoutingRecorder()
+            recorder = RoutingRecorder(keeps_rows=keeps_rows)
             batch, entries = lay_out_step(backend, plan, by_id, config, storage, recorder, {}, {})
             hidden = backend.forward(plan, batch, entries)
             if entries is not None:
@@ -159,7 +161,10 @@ def test_compiled_kernels_compute_what_plain_torch_does(
     oracle = reference_backend(exact, wide, sampler_of(exact))
     wanted = run(oracle, wide, config, requests)
     storage = make_storage(config, num_blocks=NUM_BLOCKS, dtype=dtype)
-    got = run(choose("cpu", model, storage, keep_weights=False), storage, config, requests)
+    compiled = choose("cpu", model, storage, keep_weights=False)
+    got = run(compiled, storage, config, requests)
+    counted = run(compiled, storage, config, requests, keeps_rows=False)
+    assert [counts for _, _, counts in counted] == [counts for _, _, counts in got]
     tolerance = 1e-4
     for (hidden, logits, counts), (wanted_hidden, wanted_logits, wanted_counts) in zip(
         got, wanted, strict=True

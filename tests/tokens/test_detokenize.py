@@ -136,6 +136,16 @@ def test_one_event_for_a_picture_and_chunk() -> None:
     assert run([[BEGIN, *CODES[:3]], [CODES[3], END]])[1:] == done[:1]
 
 
+def test_every_code_of_a_chunk_where_that_is_wanted() -> None:
+    def shown(index: int, *counts: int) -> list[Event]:
+        return [ImageProgress(index, count, 4, ()) for count in counts]
+
+    decoder = OutputDecoder(tokenizer(), SPEC, every_code=True)
+    assert decoder.push([BEGIN, *CODES[:3]]) == shown(0, 1, 2, 3)
+    second = [*shown(1, 1, 2, 3), ImageDone(1, CODES)]
+    assert decoder.push([CODES[3], END, BEGIN, *CODES]) == [ImageDone(0, CODES), *second]
+
+
 @pytest.mark.parametrize("num_codes", [0, 1, 3])
 def test_the_picture_that_the_prompt_began(num_codes: int) -> None:
     events = run(single([*CODES[num_codes:], END]), prefix=CODES[:num_codes])

@@ -55,3 +55,19 @@ def select(scores: Any, thresholds: Any, policies: Any, rows: Any, policy: int, 
         if policies[rows[r]] == policy:
             for e in range(scores.shape[1]):
                 out[r, e] = scores[r, e] > thresholds[e]
+
+
+@kernel
+def count(selected: Any, counts: Any) -> None:
+    """Add up selected, bool [R, E]: rows of each expert, then rows with 0, 1, ... E experts.
+
+    counts is int64 [2 E + 1], zeros.
+    """
+    num_experts = selected.shape[1]
+    for r in range(selected.shape[0]):
+        size = 0
+        for e in range(num_experts):
+            if selected[r, e]:
+                counts[e] += 1
+                size += 1
+        counts[num_experts + size] += 1
