@@ -390,6 +390,7 @@ class Engine:
             result = flight.running.result()
         except Exception as error:
             logger.exception("a step failed; its %d requests are ended", len(flight.courses))
+            self._runner.check_device()
             return self._fail_all(flight, type(error).__name__)
         now = self._clock()
         tally = Tally()

@@ -65,6 +65,10 @@ class QueueFullError(MomaserveError):
         self.retry_after_s = retry_after_s
 
 
+class WarmUpError(MomaserveError):
+    """The engine could not answer a made-up request, so it would answer no other."""
+
+
 class EngineDeadError(MomaserveError):
     """The engine stopped; nothing more will be served."""
 

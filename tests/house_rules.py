@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for rooms in (
         "momaserve_server momaserve_bench",
         "momaserve.training momaserve.demo momaserve.router_lab",
-        "momaserve.async_engine momaserve.llm momaserve.environment",
+        "momaserve.async_engine momaserve.llm momaserve.warm_up momaserve.environment",
         "momaserve.engine",
         "momaserve.course",
         "momaserve.tally momaserve.step_timer momaserve.sampling_checks",

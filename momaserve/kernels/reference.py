@@ -72,7 +72,8 @@ def expert_choice(
     best_first = logits.float().sort(dim=0, descending=True, stable=True).indices
     by_segment = scope[best_first].sort(dim=0, stable=True).indices
     order = best_first.gather(0, by_segment)  # [T, E]: by segment, then by score
-    counts = torch.bincount(scope, minlength=num_segments + 1)
+    # Not bincount, which waits for the device.
+    counts = scope.new_zeros(num_segments + 1).index_add_(0, scope, torch.ones_like(scope))
     starts = counts.cumsum(0) - counts
     ordered_scope = scope[order]
     rank = torch.arange(len(scope), device=scope.device).unsqueeze(1) - starts[ordered_scope]

@@ -55,7 +55,7 @@ class GpuEntries(StepEntries):
         # How many were taken is the device's secret: the others repeat what the first does. Of
         # none at all, the first copies an entry onto itself.
         does = is_taken.flatten()
-        first = does.int().argmax()
+        first = does.int().argmax(0, keepdim=True)  # a number would wait for the device
         source = torch.where(does, source, source[first].clamp_min(0))
         moved = torch.where(does, target, torch.where(does[first], target[first], 0))
         storage.k[moved], storage.v[moved] = storage.k[source], storage.v[source]

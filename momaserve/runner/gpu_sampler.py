@@ -40,16 +40,17 @@ class GpuSampler:
         self, logits: Tensor, rows: Sequence[SampleRow], first_id: int
     ) -> tuple[Tensor, Tensor]:
         count, width = logits.shape
-        wanted = np.empty((5, count))
+        padded = -(-count // 4) * 4  # so that every row begins at a multiple of 16 bytes
+        wanted = np.zeros((5, padded))
         for i, row in enumerate(rows):
             how = row.distribution
             wanted[:4, i] = how.temperature, how.top_p, how.min_p, uniform(row.seed, row.position)
         integers = wanted[4].view(np.int32)  # all in one copy
         integers[:count] = [CHOICE_CODES[row.choices] for row in rows]
-        integers[count:] = [min(row.distribution.top_k, width) for row in rows]
+        integers[padded : padded + count] = [min(row.distribution.top_k, width) for row in rows]
         parameters = upload(wanted, logits.device)
-        temperature, top_p, min_p, uniforms, rest = parameters.unbind(0)
-        choices, top_k = rest.view(torch.int32).view(2, count).unbind(0)
+        temperature, top_p, min_p, uniforms = parameters[:4, :count].unbind(0)
+        choices, top_k = parameters[4].view(torch.int32).view(2, padded)[:, :count].unbind(0)
         token_ids, is_finite = sampling.draw(
             logits, self._sampler.masks[:, first_id : first_id + width], choices, temperature,
             top_k, top_p, min_p, uniforms, bias=_biases(rows, logits),

@@ -19,28 +19,12 @@ from momaserve.layers.batch import ForwardBatch, RoutingObserver, RoutingPlan
 from momaserve.modality import Modality
 from momaserve.models.config import ModelConfig
 from momaserve.request import Request
+from momaserve.runner.gpu_buckets import blocks_bucket, rows_bucket
 from momaserve.runner.gpu_buffers import HostInputs, StepBuffers, StepShape
 from momaserve.runner.gpu_entries import GpuEntries
 from momaserve.runner.inputs import HostRows, device_modalities, host_rows, modalities_of
 from momaserve.runner.kv_storage import KVStorage
 from momaserve.runner.step_entries import StepEntries
-
-_FIRST_BUCKETS = (1, 2, 4, 8, 12)
-_LEAST_BLOCKS = 8
-
-
-def rows_bucket(num_rows: int) -> int:
-    """1, 2, 4, 8, 12, 16, 24, 32, 48, ...: at most a third of more than 8 rows is padding."""
-    if num_rows <= _FIRST_BUCKETS[-1]:
-        return next(size for size in _FIRST_BUCKETS if size >= num_rows)
-    size = 1 << (num_rows - 1).bit_length()
-    return size * 3 // 4 if num_rows <= size * 3 // 4 else size
-
-
-def blocks_bucket(num_blocks: int) -> int:
-    """Powers of two: a table's width costs nothing but its copy, and splits of attention that
-    find no positions leave at once."""
-    return max(_LEAST_BLOCKS, 1 << (num_blocks - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

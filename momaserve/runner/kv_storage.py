@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from momaserve.errors import ConfigError
 from momaserve.models.config import ModelConfig
+from momaserve.runner.upload import upload
 
 DEFAULT_BYTES = 1 << 30
 
@@ -99,7 +101,7 @@ class KVStorage:
         written once, so the copies share them."""
         if not copies:
             return
-        source, target = torch.tensor(copies, device=self.k.device).unbind(1)
+        source, target = upload(np.array(copies), self.k.device).unbind(1)
         for memory in (self.k, self.v):
             blocks = memory.view(-1, self.layout.slots_per_block, *memory.shape[1:])
             blocks[target] = blocks[source]

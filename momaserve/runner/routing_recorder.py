@@ -14,6 +14,7 @@ from momaserve.layers.batch import ForwardBatch
 from momaserve.modality import Modality
 from momaserve.models.config import ModelConfig
 from momaserve.outputs import TokenRouting
+from momaserve.runner.upload import upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ class RoutingRecorder:
 
     def trace(self, batch: ForwardBatch, rows: Sequence[int]) -> RoutingTrace:
         """The selections of single rows of the batch that was recorded; waits for nothing."""
-        index = torch.tensor(rows, dtype=torch.int64, device=batch.token_ids.device)
+        index = upload(np.array(rows, np.int64), batch.token_ids.device)
         return RoutingTrace(
             token_ids=batch.token_ids[index],
             modality=batch.modality[index],
@@ -156,7 +157,7 @@ class RoutingRecorder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTrace:
-    """Selections of R tokens, still on the device."""
+    """Selections of R tokens."""
 
     token_ids: Tensor
     """int64 [R]."""
@@ -166,6 +167,22 @@ class RoutingTrace:
     """By group and layer: bool [R, E]. Groups of one expert route nothing and are not here."""
     skipped: dict[int, Tensor]
     """By depth-routed layer: bool [R]."""
+
+    def on_host(self) -> RoutingTrace:
+        """The same, once the device got this far."""
+
+        def host(tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", non_blocking=True)
+
+        return RoutingTrace(
+            token_ids=host(self.token_ids),
+            modality=host(self.modality),
+            selected={
+                group: {layer: host(chosen) for layer, chosen in layers.items()}
+                for group, layers in self.selected.items()
+            },
+            skipped={layer: host(passed) for layer, passed in self.skipped.items()},
+        )
 
     def entries(self, config: ModelConfig) -> list[TokenRouting]:
         """What each token used; waits until the step has run."""

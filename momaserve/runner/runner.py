@@ -72,6 +72,11 @@ class _Table:
         chosen = table.gather(1, token_ids.unsqueeze(1)).squeeze(1)
         return cls(token_ids, chosen, ids, values)
 
+    def on_host(self) -> _Table:
+        """The same, once the device got this far."""
+        fields = (self.token_ids, self.logprobs, self.top_ids, self.top_logprobs)
+        return _Table(*(field.to("cpu", non_blocking=True) for field in fields))
+
     def entries(self) -> list[TokenLogprob]:
         return [
             TokenLogprob(token, value, tuple(zip(ids, values, strict=True)))
@@ -132,6 +137,13 @@ class RunningStep:
         if self._entry_counts is not None:
             counts, num_rows = self._entry_counts
             self._entry_counts = counts.to("cpu", non_blocking=True), num_rows
+        self._logprobs = {name: table.on_host() for name, table in self._logprobs.items()}
+        self._prompt_logprobs = {
+            name: [table.on_host() for table in tables]
+            for name, tables in self._prompt_logprobs.items()
+        }
+        if self._trace is not None:
+            self._trace = self._trace.on_host()
         found = self._token_ids, self._is_finite
         self._host = found[0].to("cpu", non_blocking=True), found[1].to("cpu", non_blocking=True)
         if self._device.type == "cuda":
@@ -175,6 +187,11 @@ class Runner:
         self._config = config
         self._backend = backend
         self.storage = storage
+
+    def check_device(self) -> None:
+        """Waits for the device; raises what it raises where nothing can run on it any more."""
+        if self.storage.k.device.type == "cuda":
+            torch.cuda.synchronize(self.storage.k.device)
 
     @torch.inference_mode()
     def execute(
@@ -297,9 +314,8 @@ class Runner:
     ) -> list[_Table]:
         """Log-probabilities of the prompt tokens after positions [start, start + len(hidden))."""
         last = min(planned.start + len(hidden), request.num_prompt_tokens - 1)
-        targets = torch.tensor(
-            request.sequence.token_ids[planned.start + 1 : last + 1], device=hidden.device
-        )
+        wanted_ids = request.sequence.token_ids[planned.start + 1 : last + 1]
+        targets = upload(np.array(wanted_ids, np.int64), hidden.device)
         every = range(self._config.vocab_size)
         tables: list[_Table] = []
         for first in range(0, len(targets), _HEAD_ROWS):
@@ -323,6 +339,7 @@ def guide(logits: Tensor, companions: Tensor, guided: Sequence[tuple[int, int, f
     """
     if not guided:
         return logits
-    target = torch.tensor([index for index, _, _ in guided], device=logits.device)
-    strength = torch.tensor([scale - 1 for _, _, scale in guided], device=logits.device)
+    target = upload(np.array([index for index, _, _ in guided]), logits.device)
+    scales = np.array([scale for _, _, scale in guided], np.float32)
+    strength = upload(scales - 1, logits.device)
     return logits.index_add(0, target, (logits[target] - companions) * strength.unsqueeze(1))

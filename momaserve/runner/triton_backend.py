@@ -117,8 +117,18 @@ class GraphCache:
             captured.graph.replay()
             return captured.hidden
         hidden = self._forward(buffers)  # the step itself; it also compiles the kernels
-        self._captured[shape] = self._capture(buffers)
+        stream = torch.cuda.current_stream()
+        try:
+            self._captured[shape] = self._capture(buffers)
+        except Exception:  # the step has run, and its requests are not to pay for it
+            logger.exception("cannot capture %s; steps are launched one by one from now on", shape)
+            torch.cuda.set_stream(stream)
+            self._captures = False
         return hidden
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._captured)
 
     def _capture(self, buffers: StepBuffers) -> _Captured:
         """Captures without running: what a step writes is written once."""

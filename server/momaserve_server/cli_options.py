@@ -274,6 +274,13 @@ SERVER_OPTIONS: tuple[Option, ...] = (
         unset="none",
     ),
     Option(
+        flag="--no-warm-up",
+        owner=ServerSettings,
+        field="warm_up",
+        sets=False,
+        help="ready sooner, and the first requests wait for what is compiled at its first use",
+    ),
+    Option(
         flag="--log-format",
         owner=ServerSettings,
         type=str,

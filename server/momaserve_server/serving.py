@@ -21,6 +21,7 @@ import uvicorn
 from momaserve.async_engine import AsyncEngine
 from momaserve.engine import Engine
 from momaserve.errors import ConfigError, MomaserveError, SamplingError
+from momaserve.warm_up import warm_up
 from momaserve_server.app import create_app
 from momaserve_server.cli import BAD_USAGE, FAILED
 from momaserve_server.cli_options import engine_config, model_source, server_settings
@@ -118,6 +119,10 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
         logger.info("loading %s", checkpoint)
         with _ended_by_sigterm():
             engine = Engine.load(checkpoint, config)
+            if settings.warm_up:
+                done = warm_up(engine)
+                sizes = ", ".join(map(str, done.batch_sizes))
+                logger.info("warmed up in %.1f s, in batches of %s", done.seconds, sizes)
         name = settings.served_model_name or engine.model_name
         metrics = ServerMetrics(settings.metrics_prefix, model_name=name)
         async_engine = AsyncEngine(engine, listener=metrics)

@@ -68,6 +68,8 @@ class ServerSettings:
     """For fetching one picture, redirects included."""
     drain_timeout_s: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
+    warm_up: bool = True
+    """Whether made-up requests run before the first real ones."""
     worker_threads: int = 2
     """Threads that tokenise, decode and render pictures beside the event loop."""
     metrics_prefix: str = "momaserve"

@@ -27,6 +27,7 @@ class StubDevice:
         self.torch_device = torch.device(DEVICE)
         self.num_multiprocessors = 4
         self.num_waits = 0
+        self.occupied_s = 0.0
         self._kernels = [KernelTime("a_kernel", 0.002, 3)] if kernels is None else kernels
         self._now = 0.0
 
@@ -42,6 +43,9 @@ class StubDevice:
 
     def mark(self) -> Any:
         return self.now()
+
+    def occupy(self, seconds: float) -> None:
+        self.occupied_s += seconds
 
     def seconds_between(self, first: Any, last: Any) -> float:
         return float(last - first)

@@ -157,7 +157,7 @@ def test_sections_without_time_are_left_out() -> None:
     device = StubDevice()
     report = time_all(device, Budget(device, 1e-9), seed=1, sizes=SIZES)
     assert report["left_out"] == [
-        "roofs", "attention", "startup", "decoding", "prefill", "steps",
+        "roofs", "attention", "decoding", "prefill", "steps", "startup",
     ]  # fmt: skip
     assert report["failures"] == {}
 
@@ -369,6 +369,7 @@ def test_one_part_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("words", "message"),
     [
         (["--seed", "-1"], "--seed must be from 0 to 2147483647, got -1"),
+        (["time", "--only", "norms"], "--only 'norms' is for check, not for time"),
         (["--limit", "0"], "--limit must be above 0 seconds, got 0"),
         (["--limit", "nan"], "--limit must be above 0 seconds, got nan"),
         (["--out", "/dev/null/results"], "--out /dev/null/results cannot be made"),

@@ -12,6 +12,7 @@ import torch
 from tests.bench.gpu_stub import StubDevice, tiny  # first: it chooses the interpreter
 
 # isort: split
+from momaserve.errors import ConfigError
 from momaserve.kernels.triton import attention, depth, experts, heads, norms, routing, sampling
 from momaserve_bench.gpu import checks
 from momaserve_bench.gpu.device import Budget
@@ -60,7 +61,7 @@ def budget() -> Budget:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_all_kernels_pass(dtype: torch.dtype) -> None:
     """float32 with fewer sizes: the interpreter takes its time."""
-    found = run_checks(kernel_checks(3, WHERE, dtype, SIZES), budget())
+    found = run_checks(kernel_checks(3, WHERE, dtype, SIZES), StubDevice(), budget())
     assert [one for one in found if not one.passed] == []
     assert {one.kernel for one in found} == set(WRONG)
 
@@ -110,12 +111,12 @@ def test_a_wrong_result_fails(kernel: str, monkeypatch: pytest.MonkeyPatch) -> N
     check = next(
         one for one in kernel_checks(3, WHERE, torch.float32, SIZES) if one.kernel == kernel
     )
-    (found,) = run_checks(iter([check]), budget())
+    (found,) = run_checks([check], StubDevice(), budget())
     assert found.kernel == kernel and not found.passed and not found.note
 
 
 def test_whole_steps_and_graphs_pass() -> None:
-    found = run_checks(step_checks(3, WHERE, STEP_SIZES), budget())
+    found = run_checks(step_checks(3, WHERE, STEP_SIZES), StubDevice(), budget())
     assert [one for one in found if not one.passed] == []
     # A step and three kinds of rows, of each model and of the one in 16 bits.
     assert [one.kernel for one in found] == (["whole step"] + ["graph = launches"] * 3) * 3
@@ -124,7 +125,7 @@ def test_whole_steps_and_graphs_pass() -> None:
 def test_a_wrong_norm_is_a_wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:
     right = norms.add_normed
     monkeypatch.setattr(norms, "add_normed", lambda *args, **kw: right(*args, **kw).mul_(1.01))
-    (found,) = run_checks(iter([next(step_checks(3, WHERE, STEP_SIZES))]), budget())
+    (found,) = run_checks([next(step_checks(3, WHERE, STEP_SIZES))], StubDevice(), budget())
     assert not found.passed and not found.note
 
 
@@ -159,9 +160,50 @@ def norm_checks(*args: Any) -> Any:
 
 def test_what_there_was_no_time_for_has_failed() -> None:
     check = Check("a kernel", "somewhere", 1.0, lambda: 0.0)
-    (found,) = run_checks(iter([check]), Budget(StubDevice(), 1e-9))
+    (found,) = run_checks([check], StubDevice(), Budget(StubDevice(), 1e-9))
     assert not found.passed
     assert found.note == "left out: the 1e-09 s of this call were over"
+
+
+def test_a_device_beyond_use_is_asked_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(StubDevice):
+        def synchronize(self) -> None:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    def fails() -> float:
+        raise RuntimeError("launch failed")
+
+    def never() -> float:
+        raise AssertionError("it was asked")
+
+    kept: list[int] = []
+    names = [("a", fails), ("a", never), ("b", never)]
+    every = [Check(name, "here", 1.0, error) for name, error in names]
+    found = run_checks(every, Broken(), budget(), lambda so_far: kept.append(len(so_far)))
+    assert [one.note for one in found] == [
+        "RuntimeError: launch failed",
+        *["left out: the device is beyond use after a failure: RuntimeError: an illegal memory "
+          "access was encountered"] * 2,
+    ]  # fmt: skip
+    assert kept == [0, 2]
+    assert capsys.readouterr().out.splitlines() == [
+        "checking a",
+        "FAILS: a (here): RuntimeError: launch failed",
+        "checking b",
+    ]
+
+
+def test_some_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = "momaserve_bench.gpu"
+    monkeypatch.setattr(f"{package}.kernel_checks.kernel_checks", norm_checks)
+    monkeypatch.setattr(f"{package}.step_checks.step_checks", lambda *_: iter(()))
+    kept: list[Any] = []
+    options: Any = {"seed": 3, "dtype": torch.float32, "sizes": SIZES, "keep": kept.append}
+    report = checks.check(StubDevice(), budget(), only="add_n", **options)
+    assert {one["kernel"] for one in report["findings"]} == {"norms.add_normed"}
+    assert kept[0]["num_checks"] == 0
+    with pytest.raises(ConfigError, match="--only 'nothing' is in no kernel's name"):
+        checks.check(StubDevice(), budget(), only="nothing", **options)
 
 
 def test_errors_are_shares_of_the_largest_value() -> None:

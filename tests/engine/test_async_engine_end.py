@@ -166,6 +166,27 @@ def test_a_step_that_fails_does_not_end_the_thread(
         run(main(served))
 
 
+def test_a_device_that_is_beyond_use_ends_the_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access on a GPU nothing runs there any more; whoever watches must know."""
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._runner, "execute", broken)
+    monkeypatch.setattr(engine._runner, "check_device", broken)
+
+    async def main(served: AsyncEngine) -> None:
+        with pytest.raises(EngineDeadError, match="RuntimeError"):
+            stream = await served.generate(PROMPT, params_of())
+            await tokens_of(stream)
+        assert not served.is_healthy
+
+    with serving(engine) as (served, _):
+        run(main(served))
+
+
 def test_a_stuck_step_is_unhealthy_and_shows_its_stack(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,

@@ -9,11 +9,14 @@ import os
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from momaserve.errors import MomaserveError
+from momaserve.engine import Engine
+from momaserve.errors import MomaserveError, WarmUpError
+from momaserve.warm_up import WarmUp
 from momaserve_server.cli import main
 from momaserve_server.serving import bound_socket
 from momaserve_server.settings import ServerSettings
@@ -153,3 +156,39 @@ def test_sigterm_while_a_checkpoint_loads_ends_the_process(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("flags", "wanted"), [((), True), (("--no-warm-up",), False)])
+def test_made_up_requests_come_first(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], wanted: bool
+) -> None:
+    events: list[str] = []
+
+    def warm(engine: Engine) -> WarmUp:
+        assert engine.model_name == "loaded"
+        events.append("warm-up")
+        return WarmUp((1, 8), 0.5)
+
+    def serving(*_: object, **__: object) -> None:
+        events.append("serving")
+        raise KeyboardInterrupt
+
+    loaded = SimpleNamespace(model_name="loaded")
+    monkeypatch.setattr("momaserve_server.serving.Engine.load", lambda *_: loaded)
+    monkeypatch.setattr("momaserve_server.serving.warm_up", warm)
+    monkeypatch.setattr("momaserve_server.serving.AsyncEngine", serving)
+    main(["serve", "--port", "0", *flags])
+    assert events == (["warm-up", "serving"] if wanted else ["serving"])
+
+
+def test_an_engine_that_cannot_answer_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warm(engine: Engine) -> WarmUp:
+        raise WarmUpError("a first step of 8 requests failed: OutOfMemoryError")
+
+    monkeypatch.setattr("momaserve_server.serving.Engine.load", lambda *_: SimpleNamespace())
+    monkeypatch.setattr("momaserve_server.serving.warm_up", warm)
+    assert main(["serve", "--port", "0"]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.endswith("a first step of 8 requests failed: OutOfMemoryError")

@@ -1,4 +1,4 @@
-"""`python -m momaserve_bench.gpu check|time|peers|all`: what `benchmarks/gpu.sh` runs."""
+"""`python -m momaserve_bench.gpu check|time|peers|tune|all`: what `benchmarks/gpu.sh` runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from momaserve_bench.gpu.device import Budget, CudaDevice, Device
 from momaserve_bench.report import print_result
 
 PARTS = ("check", "time", "peers")
+"""What `all` runs."""
 LIMIT_S = 500.0
 """Within which a call begins what it does."""
 _PACKAGES = ("triton", "transformers", "numpy", "safetensors", "tokenizers")
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="Checks the Triton backend on a GPU, times it, and compares it with a peer.",
     )
     made.add_argument(
-        "part", nargs="?", choices=(*PARTS, "all"), default="all", help="(default: all)"
+        "part", nargs="?", choices=(*PARTS, "tune", "all"), default="all", help="(default: all)"
     )
     made.add_argument("--seed", type=int, help="of all random numbers (default: from the clock)")
     made.add_argument(
@@ -48,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help=f"seconds after which a part begins nothing new (default: {LIMIT_S:g})",
     )
+    made.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="check: only kernels that have this in their name (default: all of them)",
+    )
     return made
 
 
@@ -57,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         device = CudaDevice()
         check_arguments(args)
-        return run(args, device, PART_RUNNERS)
+        return run(args, device, PART_RUNNERS | {"check": partial(_check, only=args.only)})
     except ConfigError as error:
         print(f"gpu.sh: {error}", file=sys.stderr)
         return 1
@@ -69,6 +77,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         args.seed = time.time_ns() % (1 << 31)
     if not 0 <= args.seed < 1 << 31:
         raise ConfigError(f"--seed must be from 0 to {(1 << 31) - 1}, got {args.seed}")
+    if args.only and args.part != "check":
+        raise ConfigError(f"--only {args.only!r} is for check, not for {args.part}")
     if not 0 < args.limit < float("inf"):
         raise ConfigError(f"--limit must be above 0 seconds, got {args.limit:g}")
     try:
@@ -87,6 +97,7 @@ def run(
     settings = _settings(args, device)
     print(f"{settings['device']['name']}, seed {args.seed}: {settings['command']}")
     done: dict[str, dict[str, Any]] = {}
+    here = machine()
     for part in parts:
         kept: dict[str, Any] = {}
         path = args.out / f"gpu-{part}.json"
@@ -98,7 +109,7 @@ def run(
             kept: dict[str, Any] = kept,
         ) -> None:
             kept.update(found)
-            line = {"bench": "gpu", "settings": settings, "machine": machine(), part: found}
+            line = {"bench": "gpu", "settings": settings, "machine": here, part: found}
             path.write_text(json.dumps(line) + "\n", encoding="utf-8")
 
         started = device.now()
@@ -138,8 +149,8 @@ def _settings(args: argparse.Namespace, device: Device) -> dict[str, Any]:
     }
 
 
-def _check(device: Device, budget: Budget, seed: int, keep: Keep) -> dict[str, Any]:
-    found: dict[str, Any] = _module("checks").check(device, budget, seed=seed)
+def _check(device: Device, budget: Budget, seed: int, keep: Keep, only: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = _module("checks").check(device, budget, seed=seed, only=only, keep=keep)
     return found
 
 
@@ -153,6 +164,11 @@ def _peers(device: Device, budget: Budget, seed: int, keep: Keep) -> dict[str, A
     return found
 
 
+def _tune(device: Device, budget: Budget, seed: int, keep: Keep) -> dict[str, Any]:
+    found: dict[str, Any] = _module("tuning").tune(device, budget, seed=seed, keep=keep)
+    return found
+
+
 def _module(name: str) -> Any:
     """Found when it is needed: without a GPU there may be no Triton either."""
     return importlib.import_module(f"momaserve_bench.gpu.{name}")
@@ -162,6 +178,7 @@ PART_RUNNERS: dict[str, Callable[[Device, Budget, int, Keep], dict[str, Any]]] =
     "check": _check,
     "time": _time,
     "peers": _peers,
+    "tune": _tune,
 }
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
+from momaserve.errors import ConfigError
 from momaserve_bench.gpu import kernel_checks, step_checks
 from momaserve_bench.gpu.device import Budget, Device
 from momaserve_bench.gpu.findings import Finding, run_checks
@@ -18,16 +20,38 @@ def check(
     budget: Budget,
     *,
     seed: int,
+    only: str = "",
     dtype: torch.dtype = torch.bfloat16,
     sizes: kernel_checks.Sizes = kernel_checks.FULL,
     step_sizes: step_checks.StepSizes = step_checks.FULL,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Runs all checks and prints what came of them; `failed` in the result counts those that
-    failed."""
+    """Runs the checks, whole steps first, and prints what came of them; `failed` in the result
+    counts those that failed.
+
+    Args:
+        only: a part of the names of kernels that are checked.
+        keep: is given what there is at the end of each kernel.
+
+    Raises:
+        ConfigError: no kernel has such a name.
+    """
     where = device.torch_device
-    found = run_checks(kernel_checks.kernel_checks(seed, where, dtype, sizes), budget)
-    found += run_checks(step_checks.step_checks(seed, where, step_sizes), budget)
+    every = chain(
+        step_checks.step_checks(seed, where, step_sizes),
+        kernel_checks.kernel_checks(seed, where, dtype, sizes),
+    )
+    wanted = (one for one in every if only in one.kernel)
+    found = run_checks(
+        wanted, device, budget, lambda findings: keep(_report(findings, seed, dtype))
+    )
+    if not found:
+        raise ConfigError(f"--only {only!r} is in no kernel's name")
     show(found, seed)
+    return _report(found, seed, dtype)
+
+
+def _report(found: Sequence[Finding], seed: int, dtype: torch.dtype) -> dict[str, Any]:
     failed = [one for one in found if not one.passed]
     return {
         "seed": seed,
@@ -56,8 +80,7 @@ def show(found: Sequence[Finding], seed: int) -> None:
     )
     for one in found:
         if not one.passed:
-            reason = one.note or f"error {one.error:.4g}, tolerance {one.tolerance:g}"
-            print(f"FAILS: {one.kernel} ({one.what}): {reason}")
+            print(one.told())
 
 
 def _severity(finding: Finding) -> tuple[bool, float]:

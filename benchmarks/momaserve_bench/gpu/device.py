@@ -13,6 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from momaserve.errors import ConfigError
 
+_START_S = 200e-6
+"""More than the host takes to start a piece of work."""
+_CYCLES_PER_S = 2e9
+"""Of a GPU, about."""
+
 
 class Device(Protocol):
     """Runs work in order, beside the host."""
@@ -32,6 +37,11 @@ class Device(Protocol):
 
     def mark(self) -> Any:
         """A place in the order of the device's work."""
+        ...
+
+    def occupy(self, seconds: float) -> None:
+        """Gives the device that much to do, about; what is started meanwhile then runs without
+        gaps, however long it takes to start."""
         ...
 
     def seconds_between(self, first: Any, last: Any) -> float:
@@ -94,6 +104,9 @@ class CudaDevice:
         event.record()
         return event
 
+    def occupy(self, seconds: float) -> None:
+        torch.cuda._sleep(int(seconds * _CYCLES_PER_S))  # type: ignore[no-untyped-call]
+
     def seconds_between(self, first: Any, last: Any) -> float:
         last.synchronize()
         return float(first.elapsed_time(last)) / 1e3
@@ -138,6 +151,7 @@ def time_on(
     device.synchronize()
     seconds: list[float] = []
     for _ in range(num_runs):
+        device.occupy(inner * _START_S)
         first = device.mark()
         for _ in range(inner):
             work()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from momaserve_bench.gpu.device import Budget
+from momaserve_bench.gpu.device import Budget, Device
 
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Of an error as `error_of` has it. Twins get the same inputs and compute in float32, so what is
@@ -34,6 +34,11 @@ class Finding:
     def passed(self) -> bool:
         return self.error <= self.tolerance  # not of NaN
 
+    def told(self) -> str:
+        """A failure as a line."""
+        reason = self.note or f"error {self.error:.4g}, tolerance {self.tolerance:g}"
+        return f"FAILS: {self.kernel} ({self.what}): {reason}"
+
     def to_dict(self) -> dict[str, Any]:
         error = self.error if math.isfinite(self.error) else str(self.error)  # JSON has no more
         return {
@@ -56,32 +61,57 @@ class Check:
     error: Callable[[], float]
 
 
-def run_checks(checks: Iterator[Check], budget: Budget) -> list[Finding]:
+def run_checks(
+    checks: Iterable[Check],
+    device: Device,
+    budget: Budget,
+    keep: Callable[[list[Finding]], None] = lambda _: None,
+) -> list[Finding]:
     """Makes the comparisons one after another. What raises has failed, and the others go on; so
-    have those for which no time was left, for nobody knows. Tells of each kernel as it begins, so
-    that one which never ends is known."""
+    have those for which no time was left, and those after which nothing runs on the device any
+    more, for nobody knows. Tells of each kernel as it begins, so that one which never ends is
+    known, and of each failure at once.
+
+    Args:
+        keep: is given what there is at the end of each kernel.
+    """
     found: list[Finding] = []
+    why_not = ""
     for check in checks:
         if not found or found[-1].kernel != check.kernel:
+            keep(found)
             print(f"checking {check.kernel}", flush=True)
-        found.append(_finding(check, budget))
+        if budget.is_spent:
+            why_not = why_not or f"left out: the {budget.limit_s:g} s of this call were over"
+        one = _finding(check, why_not)
+        found.append(one)
+        if one.passed or why_not:
+            continue
+        print(one.told(), flush=True)
+        try:
+            device.synchronize()
+        except Exception as failure:
+            why_not = f"left out: the device is beyond use after a failure: {_line(failure)}"
     return found
 
 
 @torch.inference_mode()
-def _finding(check: Check, budget: Budget) -> Finding:
-    error, note = math.inf, ""
-    if budget.is_spent:
-        note = f"left out: the {budget.limit_s:g} s of this call were over"
-    else:
+def _finding(check: Check, why_not: str) -> Finding:
+    """Args: why_not: a reason to leave it out."""
+    error, note = math.inf, why_not
+    if not why_not:
         try:
             error = check.error()
         except Exception as failure:
-            lines = str(failure).strip().splitlines() or [""]
-            note = f"{type(failure).__name__}: {lines[0]}"
+            note = _line(failure)
     return Finding(
         kernel=check.kernel, what=check.what, error=error, tolerance=check.tolerance, note=note
     )
+
+
+def _line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines() or [""]
+    return f"{type(failure).__name__}: {lines[0]}"
 
 
 def error_of(got: Tensor, wanted: Tensor) -> float:

@@ -336,10 +336,13 @@ class _Maker:
             what = f"{len(DRAWS)} ways, {self._sizes.vocab} ids"
             what += "" if levels is None else ", most of them tied"
             yield Check("sampling.draw", what, DRAW, partial(self._draw, what, levels))
+        what = f"{len(DRAWS) - 1} ways, without bias"
+        yield Check("sampling.draw", what, DRAW, partial(self._draw, what, None, has_bias=False))
 
-    def _draw(self, what: str, levels: int | None) -> float:
+    def _draw(self, what: str, levels: int | None, *, has_bias: bool = True) -> float:
         inputs, vocab = self._inputs(f"sampling {what}"), self._sizes.vocab
-        count = len(DRAWS)
+        ways = DRAWS if has_bias else DRAWS[1:]  # a number that no four divide
+        count = len(ways)
         wide = torch.float32
         logits = 3 * inputs.normal(count, vocab, dtype=wide)
         if levels is not None:
@@ -347,11 +350,11 @@ class _Maker:
         masks = inputs.integers(0, 4, 2, vocab) > 0
         masks[:, 0] = True
         choices = inputs.integers(0, 2, count)
-        bias = inputs.normal(count, vocab, dtype=wide).round()
+        bias = inputs.normal(count, vocab, dtype=wide).round() if has_bias else None
         uniforms = inputs.uniform(count)
 
         def column(name: str, dtype: torch.dtype) -> Tensor:
-            values = [getattr(draw, name) for draw in DRAWS]
+            values = [getattr(draw, name) for draw in ways]
             return torch.tensor(values, dtype=dtype, device=self._device)
 
         token_ids, is_finite = sampling.draw(
@@ -361,10 +364,12 @@ class _Maker:
         )  # fmt: skip
         if not bool(is_finite.all()):
             return math.inf
-        scores = (logits + bias).masked_fill(~masks[choices.long()], -math.inf)
+        scores = (logits if bias is None else logits + bias).masked_fill(
+            ~masks[choices.long()], -math.inf
+        )
         return max(
             draw_error(scores[row], draw, float(uniforms[row]), int(token_ids[row]))
-            for row, draw in enumerate(DRAWS)
+            for row, draw in enumerate(ways)
         )
 
 

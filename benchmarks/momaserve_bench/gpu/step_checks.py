@@ -183,6 +183,8 @@ class _Maker:
         layout = StepLayout(self._config, storage)
         captured, _ = layout(other_plan, others.by_id, None, {}, {})
         graphs.run(captured.buffers)
+        if self._device.type == "cuda" and not graphs.num_captured:
+            return math.inf  # nothing to compare: its log says why
         batch, _ = layout(plan, sequences.by_id, None, {}, {})
         launched = laid_out.forward(batch.buffers).clone()
         batch, _ = layout(plan, sequences.by_id, None, {}, {})

@@ -22,8 +22,9 @@ TILE = 2 * LANES
 MAX_ROWS = 8
 """Rows of one call at most: their 16 sums and the weights fit into 32 registers."""
 
-_AHEAD = 64
-"""Steps of the sum by which weights are asked for before their turn; found by trying."""
+_NEAR, _FAR = 48, 256
+"""Steps of the sum by which weights are asked for before their turn, into the first cache and into
+the second, which takes more requests at a time; found by trying."""
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 WORDS = ir.VectorType(ir.IntType(32), LANES)
@@ -62,7 +63,9 @@ def _multiply_tile(typingctx, x, rows, w, first, size, out, places):  # type: ig
         step = LANES if is_half else TILE
         with cgutils.for_range(builder, args[4]) as loop:
             place = _place(builder, weights, loop, step)
-            prefetch(builder, builder.gep(place, [ir.Constant(loop.index.type, _AHEAD * step)]))
+            for ahead, level in ((_NEAR, 1), (_FAR, 2)):
+                later = ir.Constant(loop.index.type, ahead * step)
+                prefetch(builder, builder.gep(place, [later]), level)
             pair = _widened(builder, place) if is_half else _loaded(builder, place)
             for row, accumulators in zip(x_rows, sums, strict=True):
                 factor = splat(builder, builder.load(builder.gep(row, [loop.index])))
@@ -113,11 +116,12 @@ def _place(builder: ir.IRBuilder, base: Any, loop: Any, step: int) -> Any:
     return builder.gep(base, [builder.mul(loop.index, ir.Constant(loop.index.type, step))])
 
 
-def prefetch(builder: ir.IRBuilder, place: Any) -> None:
+def prefetch(builder: ir.IRBuilder, place: Any, level: int = 1) -> None:
+    """Asks for a line of memory, to be in the cache of this level."""
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    read, near, data = (ir.Constant(word, n) for n in (0, 3, 1))
+    read, near, data = (ir.Constant(word, n) for n in (0, 4 - level, 1))
     builder.call(fetch, [builder.bitcast(place, byte), read, near, data])
 
 

@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 
 from momaserve.kernels.triton.attention_kernels import decode, join, prefill
-from momaserve.kernels.triton.attention_tiles import STATISTICS, decode_tiles, prefill_tiles
+from momaserve.kernels.triton.attention_tiles import (
+    STATISTICS,
+    Tiles,
+    decode_tiles,
+    prefill_tiles,
+)
 from momaserve.kernels.triton.checks import check_head_dim, check_shape
 from momaserve.kernels.triton.jit import ceil_div, power_of_2
 
@@ -45,6 +50,7 @@ def paged_attention(
     max_len: int,
     scratch: Tensor | None = None,
     out: Tensor | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Attention of every row over the positions up to its own: [T, H, K].
 
@@ -62,6 +68,7 @@ def paged_attention(
         max_len: no sequence is longer.
         scratch: float32 of `attention_tiles.scratch_shape`, whose first size is the number of
             splits of a decoding step; None is one split.
+        tiles: None are those of the tables.
 
     Raises:
         ValueError: shapes that do not fit, or bounds that the tables cannot hold.
@@ -99,7 +106,7 @@ def paged_attention(
         "PRECISION": "tf32x3" if q.dtype is torch.float32 else "ieee",
     }
     if max_q > 1:
-        tiles = prefill_tiles(max_q, shared, head_dim, q.element_size())
+        tiles = tiles or prefill_tiles(max_q, shared, head_dim, q.element_size())
         grid = (ceil_div(max_q, tiles.rows // shared), num_kv_heads, batch)
         prefill[grid](
             *arguments,
@@ -120,7 +127,7 @@ def paged_attention(
             raise ValueError(f"scratch must be contiguous, has strides {scratch.stride()}")
     num_splits = 1 if scratch is None else len(scratch)
     parts = scratch if num_splits > 1 else None
-    tiles = decode_tiles(shared, head_dim, q.element_size())
+    tiles = tiles or decode_tiles(shared, head_dim, q.element_size())
     decode[(num_kv_heads, num_splits, batch)](
         *arguments,
         parts,

@@ -15,7 +15,7 @@ from torch import Tensor
 from momaserve.kernels.reference_depth import EntryTables, TakenRows
 from momaserve.kernels.reference_routing import RouterWeights
 from momaserve.kernels.triton import depth_kernels, routing
-from momaserve.kernels.triton.jit import ceil_div, power_of_2
+from momaserve.kernels.triton.jit import ceil_div, coarse, power_of_2
 
 LISTED_ROWS = 64
 """Rows that one program selects for, at most."""
@@ -112,7 +112,7 @@ def take(
             num_rows,
             *sizes,
             BLOCK_T=rows,
-            TILES_PAD=power_of_2(num_tiles),
+            TILES_PAD=coarse(num_tiles),
             num_warps=4,
         )
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from momaserve.kernels.triton.jit import kernel, tl
+from momaserve.kernels.triton.jit import kernel, kernel_for_any, tl
 from momaserve.kernels.triton.routing_kernels import select_tile
 
 
@@ -72,7 +72,14 @@ def _enter(
     tl.store(num_entries + sequence, entry + selected, mask=is_real & (rows == end - 1))
 
 
-@kernel
+@kernel_for_any(
+    "num_rows",
+    "num_slices",
+    "num_sequences",
+    "blocks_stride",
+    "entries_stride",
+    "num_entry_blocks",
+)
 def take_rows(
     modality: tl.tensor,
     policy: tl.tensor,
@@ -172,7 +179,7 @@ def take_rows(
             tl.store(entries_before + numbers, old, mask=is_one)
 
 
-@kernel
+@kernel_for_any("num_rows", "blocks_stride", "entries_stride", "num_entry_blocks")
 def enter_rows(
     sequences: tl.tensor,
     positions: tl.tensor,

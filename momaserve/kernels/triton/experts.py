@@ -177,6 +177,7 @@ def grouped(
     num_pairs = len(pairs.tokens)
     offsets = pairs.offsets[weights.first :]
     places = pairs.places[:, weights.first :]
+    scale = max(1, u.element_size() // 2)  # float32 takes twice the room
     most_tiles = most_row_tiles(num_pairs, num_experts, tiles.rows)
     hidden = u.new_empty(num_pairs, stride)
     sums = u.new_empty(tiles.shares, num_pairs, width, dtype=torch.float32)
@@ -195,7 +196,7 @@ def grouped(
         E_PAD=power_of_2(num_experts),
         BLOCK_P=tiles.rows,
         BLOCK_F=tiles.up_outputs,
-        BLOCK_D=min(tiles.up_depth, max(16, power_of_2(width))),
+        BLOCK_D=min(tiles.up_depth // scale, max(16, power_of_2(width))),
         num_warps=tiles.up_warps,
         num_stages=tiles.up_stages,
     )
@@ -214,7 +215,7 @@ def grouped(
         E_PAD=power_of_2(num_experts),
         BLOCK_P=tiles.rows,
         BLOCK_D=tiles.down_outputs,
-        BLOCK_F=min(tiles.down_depth, max(16, power_of_2(stride))),
+        BLOCK_F=min(tiles.down_depth // scale, max(16, power_of_2(stride))),
         SHARES=tiles.shares,
         num_warps=tiles.down_warps,
         num_stages=tiles.down_stages,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from momaserve.kernels.triton.jit import kernel, tl
+from momaserve.kernels.triton.jit import kernel, kernel_for_any, tl
 
 
 @kernel
@@ -197,7 +197,7 @@ def grouped_gate_up(
     )
 
 
-@kernel
+@kernel_for_any("num_pairs")
 def grouped_down(
     hidden: tl.tensor,
     down: tl.tensor,
@@ -249,7 +249,7 @@ def grouped_down(
     tl.store(targets, total * scale[:, None], mask=mask)
 
 
-@kernel
+@kernel_for_any("num_pairs")
 def add_pairs(
     sums: tl.tensor,
     places: tl.tensor,

@@ -8,7 +8,7 @@ from typing import Any
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-__all__ = ["ceil_div", "kernel", "kernel_for_any", "power_of_2", "tl"]
+__all__ = ["ceil_div", "coarse", "kernel", "kernel_for_any", "power_of_2", "tl"]
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -31,6 +31,11 @@ def kernel_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def coarse(n: int) -> int:
+    """A power of two of at least n, out of few: for constants that grow with a step."""
+    return next((size for size in (16, 256) if size >= n), power_of_2(n))
 
 
 def power_of_2(n: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from momaserve.kernels.reference_routing import Pairs, RouterWeights
 from momaserve.kernels.triton import routing_kernels
-from momaserve.kernels.triton.jit import ceil_div, power_of_2
+from momaserve.kernels.triton.jit import ceil_div, coarse, power_of_2
 
 VECTOR_ROWS = 4
 """Steps of at most this many rows are computed row by row."""
@@ -146,7 +146,7 @@ def route(
             E=num_experts,
             E_PAD=padded,
             BLOCK_T=rows,
-            TILES_PAD=power_of_2(num_tiles),
+            TILES_PAD=coarse(num_tiles),
             num_warps=4,
         )
     return out

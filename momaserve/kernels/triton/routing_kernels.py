@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from momaserve.kernels import reference_routing
-from momaserve.kernels.triton.jit import kernel, tl
+from momaserve.kernels.triton.jit import kernel, kernel_for_any, tl
 
 _CAUSAL = tl.constexpr(reference_routing.CAUSAL)
 _CALIBRATED = tl.constexpr(reference_routing.CALIBRATED)
@@ -76,7 +76,7 @@ def _slice_of_row(
     tl.store(target + experts, tl.sum(w2 * hidden[None, :], axis=1), mask=experts < count)
 
 
-@kernel
+@kernel_for_any("num_rows", "num_slices")
 def score_rows(
     u: tl.tensor,
     modality: tl.tensor,
@@ -138,7 +138,7 @@ def score_rows(
             )
 
 
-@kernel
+@kernel_for_any("num_rows", "num_slices")
 def score_tiles(
     u: tl.tensor,
     modality: tl.tensor,
@@ -282,7 +282,7 @@ def select_tile(
     return selected, tl.where(is_routed, tl.sigmoid(main_logit), 1.0)
 
 
-@kernel
+@kernel_for_any("num_rows", "num_slices")
 def list_pairs(
     modality: tl.tensor,
     policy: tl.tensor,
@@ -352,7 +352,7 @@ def list_pairs(
         tl.store(counts + experts * tl.num_programs(0) + tile, num_found, mask=is_expert)
 
 
-@kernel
+@kernel_for_any("num_rows")
 def write_pairs(
     flags: tl.tensor,
     counts: tl.tensor,
@@ -382,7 +382,7 @@ def write_pairs(
     is_place = is_expert[:, None] & (rows < num_rows)[None, :]
     at = experts[:, None] * num_rows + rows[None, :]
     weight = tl.load(flags + at, mask=is_place, other=-1.0)
-    selected = weight >= 0
+    selected = weight != -1.0  # a weight may be NaN, which is to end its own request alone
     mine = selected.to(tl.int32)
     pair = before[:, None] + tl.cumsum(mine, axis=1) - mine
     tl.store(tokens + pair, rows[None, :] + tl.zeros_like(pair), mask=selected)

@@ -75,28 +75,30 @@ _RUNGS = {**_SLICES, "DISTANCES": sampling.DISTANCES}
 _DIVISIBLE = ("logits_stride", "masks_stride", "size")
 
 
-def _sampling() -> list[KernelSpec]:
-    """With a bias, which is the most that they are asked for."""
+def _sampling(*, has_bias: bool) -> list[KernelSpec]:
+    row = {name: kind for name, kind in _ROW.items() if has_bias or name != "bias"}
+    bias = {} if has_bias else {"bias": None}
+    what = "" if has_bias else ", no bias"
     return [
         KernelSpec(
-            name="survey of logits",
+            name=f"survey of logits{what}",
             kernel=sampling_kernels.survey,
-            signature={**_ROW, "finites": "*i8"},
-            constexprs={"SLICE": sampling.SLICE},
+            signature={**row, "finites": "*i8"},
+            constexprs={"SLICE": sampling.SLICE, **bias},
             divisible=_DIVISIBLE,
         ),
         KernelSpec(
-            name="weights of logits",
+            name=f"weights of logits{what}",
             kernel=sampling_kernels.weigh,
-            signature={**_ROW, **_HOW, **_PARTS},
-            constexprs={**_RUNGS},
+            signature={**row, **_HOW, **_PARTS},
+            constexprs={**_RUNGS, **bias},
             divisible=_DIVISIBLE,
         ),
         KernelSpec(
-            name="draw",
+            name=f"draw{what}",
             kernel=sampling_kernels.draw,
             signature={
-                **_ROW,
+                **row,
                 **_HOW,
                 **_PARTS,
                 "uniforms": "*fp64",
@@ -108,7 +110,7 @@ def _sampling() -> list[KernelSpec]:
                 "are_finite": "*i8",
                 "num_slices": "i32",
             },
-            constexprs={**_RUNGS, "LISTED": sampling.LISTED},
+            constexprs={**_RUNGS, "LISTED": sampling.LISTED, **bias},
             divisible=_DIVISIBLE,
             num_warps=sampling.DRAW_WARPS,
         ),
@@ -151,5 +153,6 @@ SPECS = [
         divisible=("x_stride", "block_stride", "out_stride"),
         hot=True,
     ),
-    *_sampling(),
+    *_sampling(has_bias=True),
+    *_sampling(has_bias=False),
 ]

@@ -28,8 +28,7 @@ def _scores() -> list[KernelSpec]:
     }
     specs = []
     for most, tiles in routing.TILES:
-        # A float32 first layer is what most checkpoints have; the others differ in tiles alone.
-        for fc1 in ("*bf16", "*fp32") if most <= 64 else ("*bf16",):
+        for fc1 in ("*bf16", "*fp32"):  # a float32 first layer is what most checkpoints have
             constexprs: dict[str, Any] = {
                 "taken": None,
                 "WIDTH": WIDTH,
@@ -59,7 +58,7 @@ def _scores() -> list[KernelSpec]:
                     else routing_kernels.score_tiles,
                     signature=signature,
                     constexprs=constexprs,
-                    divisible=("u_stride", "num_slices"),
+                    divisible=("u_stride",),
                     num_warps=tiles.num_warps,
                     num_stages=tiles.num_stages,
                     hot=True,

@@ -124,6 +124,23 @@ def test_padding_and_skipped_rows_select_nothing_whatever_they_hold(count: int) 
     assert (got.places[:2] == -1).all()
 
 
+@pytest.mark.parametrize("count", [20, 70])
+def test_a_weight_that_is_no_number_is_a_pair_like_others(count: int) -> None:
+    """Expert choice takes a row whose scores are NaN; its own request is to end, no other."""
+    weights, (u, modality, policy) = routers("moe-8x"), rows(count, seed=5)
+    modality[7], policy[7] = 0, POLICY_CODES[RoutingPolicy.EXPERT_CHOICE]
+    chosen = randint(0, 2, count, weights.num_experts, seed=6) > 0
+    chosen[7] = True
+    u[7] = torch.nan
+    pairs = routing.route(u, modality, policy, weights, chosen=chosen)
+    num_pairs = int(pairs.offsets[-1])
+    assert num_pairs == int((pairs.places >= 0).sum())
+    assert sorted(pairs.places[pairs.places >= 0].tolist()) == list(range(num_pairs))
+    tokens = pairs.tokens[:num_pairs]
+    assert (tokens == 7).sum() == weights.num_experts
+    assert torch.isnan(pairs.weights[:num_pairs]).equal(tokens == 7)
+
+
 def test_no_rows_are_no_pairs() -> None:
     weights, (u, modality, policy) = routers("4t4i"), rows(0, seed=0)
     got = routing.route(u, modality, policy, weights)

@@ -46,9 +46,8 @@ DISTRIBUTIONS = [
 @pytest.fixture(params=[32, 16], ids=["listed", "not listed"], autouse=True)
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Several slices, and rows that fit into the list or do not."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(sampling, "SLICE", 32)
-        monkeypatch.setattr(sampling, "LISTED", request.param)
+    monkeypatch.setattr(sampling, "SLICE", 32)
+    monkeypatch.setattr(sampling, "LISTED", request.param)
     yield
 
 
