@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, settings: ServerSettings) -> int:
             if settings.warm_up:
                 done = warm_up(engine)
                 sizes = ", ".join(map(str, done.batch_sizes))
-                logger.info("warmed up in %.1f s, in batches of %s", done.seconds, sizes)
+                logger.info("warmed up in %.2f s, in batches of %s", done.seconds, sizes)
         name = settings.served_model_name or engine.model_name
         metrics = ServerMetrics(settings.metrics_prefix, model_name=name)
         async_engine = AsyncEngine(engine, listener=metrics)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from momaserve.kernels.triton import depth_kernels, routing, sampling, sampling_kernels
 from tests.kernels.triton.compiled import KernelSpec
 
@@ -40,18 +42,20 @@ _SELECTION = {
 _LISTS = {"counts": "*i32", "entries_before": "*i32"}
 
 
-def _take(rows: int, num_slices: int, *, is_all: bool) -> KernelSpec:
-    constexprs = {
-        "chosen": None,
+def _take(rows: int, num_slices: int, *, is_all: bool, has_choice: bool = False) -> KernelSpec:
+    """has_choice: for prompts under expert choice."""
+    choice = {"chosen": "*i8"} if has_choice else {}
+    constexprs: dict[str, Any] = {
+        **({} if has_choice else {"chosen": None}),
         "BLOCK_T": rows,
         "BLOCK_A": routing.summed_slices(num_slices, rows),
         "B_PAD": 512,
         "IS_ALL": is_all,
     }
     return KernelSpec(
-        name=f"take rows rows={rows} is_all={is_all}",
+        name=f"take rows rows={rows} is_all={is_all}" + (", chosen" if has_choice else ""),
         kernel=depth_kernels.take_rows,
-        signature={**_SELECTION, **_TABLES, **({} if is_all else _LISTS)},
+        signature={**_SELECTION, **_TABLES, **choice, **({} if is_all else _LISTS)},
         constexprs={**constexprs, **(dict.fromkeys(_LISTS) if is_all else {})},
         hot=True,
     )
@@ -121,6 +125,7 @@ SPECS = [
     _take(1, 256, is_all=True),
     _take(64, 32, is_all=True),
     _take(64, 16, is_all=False),
+    _take(64, 16, is_all=False, has_choice=True),
     KernelSpec(
         name="enter rows T=8192",
         kernel=depth_kernels.enter_rows,

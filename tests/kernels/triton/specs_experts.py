@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from momaserve.kernels.triton import experts, experts_kernels, routing, routing_kernels
@@ -274,4 +275,11 @@ def _grouped() -> list[KernelSpec]:
     return specs
 
 
+def _adding(spec: KernelSpec) -> KernelSpec:
+    """For groups of other sizes, whose results come on top."""
+    constexprs = {**spec.constexprs, "ACCUMULATE": True}
+    return replace(spec, name=f"{spec.name}, adding", constexprs=constexprs)
+
+
 SPECS = [*_scores(), *_pairs(), *_direct(), *_grouped()]
+SPECS += [_adding(spec) for spec in SPECS if "ACCUMULATE" in spec.constexprs]
