@@ -100,6 +100,7 @@ OUTPUTS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "routing.scores": _last,
     "routing.auxiliary": _last,
     "routing.select": _last,
+    "routing.count": _last,
     "glue.embed": _last,
     "glue.add": _last,
     "glue.rms_norm": _last,

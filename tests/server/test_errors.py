@@ -41,7 +41,7 @@ def all_classes() -> set[type[MomaserveError]]:
         if isinstance(value, type) and issubclass(value, MomaserveError)
     }
     # These stop a process, not a request; if one gets here it is a bug of ours: 500.
-    names = {"ConfigError", "CheckpointError", "DataError"}
+    names = {"ConfigError", "CheckpointError", "DataError", "WarmUpError"}
     return {cls for cls in found if cls.__name__ not in names}
 
 

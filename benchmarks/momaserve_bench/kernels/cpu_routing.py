@@ -1,4 +1,4 @@
-"""Cases of routers: scores, auxiliary routers, selection."""
+"""Cases of routers: scores, auxiliary routers, selection, counting."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def routing_cases(sizes: Sizes) -> Iterator[Case]:
             yield _scores_case(sizes, name, outputs, rows)
             yield _auxiliary_case(sizes, name, outputs, aux, rows)
             yield _select_case(sizes, name, outputs, rows)
+            yield _count_case(sizes, name, outputs, rows)
 
 
 def _scores_case(sizes: Sizes, name: str, outputs: int, rows: int) -> Case:
@@ -167,5 +168,45 @@ def _select_case(sizes: Sizes, name: str, outputs: int, rows: int) -> Case:
         state_bytes=0,
         touched_bytes=0,
         held_bytes=32 * rows * (outputs + 1),
+        build=build,
+    )
+
+
+def _count_case(sizes: Sizes, name: str, outputs: int, rows: int) -> Case:
+    """Rows of each expert, then rows by how many experts they have."""
+
+    def build() -> Contest:
+        selected = spread(sizes.generator(), rows, outputs) > 0
+
+        def kernel() -> Ready:
+            mine, counts = selected.numpy().copy(), np.empty(2 * outputs + 1, np.int64)
+            result = torch.from_numpy(counts)
+
+            def run() -> Tensor:
+                counts[:] = 0
+                routing.count(mine, counts)
+                return result
+
+            return Ready(run)
+
+        def count(mine: Tensor) -> Tensor:
+            sizes_of_rows = torch.bincount(mine.sum(1), minlength=outputs + 1)
+            return torch.cat((mine.sum(0), sizes_of_rows))
+
+        def in_torch() -> Ready:
+            return Ready(partial(count, selected.clone()))
+
+        contenders = (Contender(KERNEL, kernel, EXACT), Contender(TWIN, in_torch, EXACT))
+        return Contest(contenders, judge(count(selected)))
+
+    return Case(
+        kernel="routing.count",
+        what=f"{name} {outputs}",
+        rows=rows,
+        flops=0.0,
+        num_bytes=1.0 * rows * outputs + 8 * (2 * outputs + 1),
+        state_bytes=0,
+        touched_bytes=0,
+        held_bytes=16 * rows * (outputs + 1),
         build=build,
     )
