@@ -8,7 +8,7 @@ an answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -106,16 +106,30 @@ def _run(engine: Engine, size: int, prompt_tokens: int) -> None:
     for number, name in enumerate(names):
         _add(engine, name, prompt_tokens, draws=number % 2 == 1)
     try:
-        while engine.has_work and min(num_tokens.values()) < NUM_DECODED:
-            for output in engine.step():
-                if output.finish_reason is FinishReason.ERROR:
-                    raise WarmUpError(f"a first step of {size} requests failed: {output.error}")
-                num_tokens[output.request_id] += len(output.token_ids)
-    finally:
-        for name in names:
-            engine.abort(name)
-        while engine.has_work:  # a step may be in flight
-            engine.step()
+        _decode(engine, num_tokens)
+    except WarmUpError:
+        _end(engine, names)
+        raise
+    except Exception as error:  # a device that is beyond use: no step would end any more
+        reason = f"{type(error).__name__}: {error}"
+        raise WarmUpError(f"a first step of {size} requests failed: {reason}") from error
+    _end(engine, names)
+
+
+def _decode(engine: Engine, num_tokens: dict[str, int]) -> None:
+    while engine.has_work and min(num_tokens.values()) < NUM_DECODED:
+        for output in engine.step():
+            if output.finish_reason is FinishReason.ERROR:
+                count = len(num_tokens)
+                raise WarmUpError(f"a first step of {count} requests failed: {output.error}")
+            num_tokens[output.request_id] += len(output.token_ids)
+
+
+def _end(engine: Engine, names: Sequence[str]) -> None:
+    for name in names:
+        engine.abort(name)
+    while engine.has_work:  # a step may be in flight
+        engine.step()
 
 
 def _add(engine: Engine, name: str, prompt_tokens: int, *, draws: bool) -> None:

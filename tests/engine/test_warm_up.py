@@ -102,6 +102,20 @@ def test_an_engine_that_fails_says_so(
     assert run_until_idle(engine)[-1].finish_reason is not None
 
 
+def test_a_device_beyond_use_says_so(
+    checkpoint_for: CheckpointFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(checkpoint_for("4t4i_post"))
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._runner, "execute", broken)
+    monkeypatch.setattr(engine._runner, "check_device", broken)
+    with pytest.raises(WarmUpError, match=r"1 requests failed: RuntimeError: an illegal memory"):
+        warm_up(engine)
+
+
 def test_an_engine_at_work_is_left_alone(checkpoint_for: CheckpointFor) -> None:
     engine = make_engine(checkpoint_for("4t4i_post"))
     submit(engine, "r", max_tokens=2)
