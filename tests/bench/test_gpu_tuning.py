@@ -43,7 +43,7 @@ def searched(costs: dict[tuple[int, int], float | str], budget_s: float = 1e9) -
             raise RuntimeError(cost + "\nand more")
         return 1e-6 * cost
 
-    return Search("work", TODAY, {"positions": (16, 32, 64), "warps": (1, 2)}, measure)
+    return Search(TODAY, {"positions": (16, 32, 64), "warps": (1, 2)}, measure)
 
 
 def test_what_is_quicker_is_kept_and_built_upon() -> None:

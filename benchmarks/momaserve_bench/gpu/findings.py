@@ -91,7 +91,7 @@ def run_checks(
         try:
             device.synchronize()
         except Exception as failure:
-            why_not = f"left out: the device is beyond use after a failure: {_line(failure)}"
+            why_not = f"left out: the device is beyond use after a failure: {line_of(failure)}"
     return found
 
 
@@ -103,13 +103,14 @@ def _finding(check: Check, why_not: str) -> Finding:
         try:
             error = check.error()
         except Exception as failure:
-            note = _line(failure)
+            note = line_of(failure)
     return Finding(
         kernel=check.kernel, what=check.what, error=error, tolerance=check.tolerance, note=note
     )
 
 
-def _line(failure: Exception) -> str:
+def line_of(failure: Exception) -> str:
+    """What went wrong, in one line."""
     lines = str(failure).strip().splitlines() or [""]
     return f"{type(failure).__name__}: {lines[0]}"
 

@@ -22,6 +22,7 @@ from momaserve.models.info import forward_flops
 from momaserve_bench.engine_setup import preset_parts
 from momaserve_bench.gpu.breakdown import StepBench
 from momaserve_bench.gpu.device import Budget, Device, time_on
+from momaserve_bench.gpu.findings import line_of
 from momaserve_bench.gpu.roofs import Roofs
 from momaserve_bench.gpu.startup import command_for, start_up
 from momaserve_bench.gpu.steps import BLOCK_SIZE
@@ -118,8 +119,7 @@ def time_all(
         try:
             report[name] = measure()
         except Exception as error:  # a compiler's, a device's, an engine's: the others go on
-            lines = str(error).strip().splitlines() or [""]
-            report["failures"][name] = f"{type(error).__name__}: {lines[0]}"
+            report["failures"][name] = line_of(error)
             print(f"FAILS: {name}: {report['failures'][name]}")
         keep(report)
     report["peak_bytes"] = device.peak_bytes()

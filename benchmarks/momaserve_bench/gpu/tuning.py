@@ -22,6 +22,7 @@ from momaserve.kernels.reference_experts import ExpertWeights
 from momaserve.kernels.reference_routing import Pairs
 from momaserve.kernels.triton import attention, attention_tiles, experts
 from momaserve_bench.gpu.device import Budget, Device, time_on
+from momaserve_bench.gpu.findings import line_of
 from momaserve_bench.gpu.inputs import Inputs, Paged, make_paged
 from momaserve_bench.report import print_table
 
@@ -119,7 +120,6 @@ FULL = TuningSizes(
 class Search(Generic[Tiles]):
     """One piece of work, its table's tiles, and what was tried."""
 
-    what: str
     tiles: Tiles
     choices: Choices
     measure: Callable[[Tiles], float]
@@ -153,8 +153,7 @@ class Search(Generic[Tiles]):
         try:
             seconds = self.measure(tiles)
         except Exception as error:  # too much shared memory, a compiler's limit, a wrong result
-            lines = str(error).strip().splitlines() or [""]
-            self.tried[name] = f"{type(error).__name__}: {lines[0]}"
+            self.tried[name] = line_of(error)
             return math.inf
         self.tried[name] = 1e6 * seconds
         return seconds
@@ -192,8 +191,7 @@ def tune(
                 search = make()
                 report["searches"][what] = search.run(budget) | maker.beside(what)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            report["failures"][what] = f"{type(error).__name__}: {lines[0]}"
+            report["failures"][what] = line_of(error)
         keep(report)
     _show(report)
     return report
@@ -295,17 +293,16 @@ class _Maker:
     def _direct(self, what: str, rows: int, _: int) -> Search[Any]:
         u, pairs = self._pairs(rows)
         tiles = experts.direct_tiles_for(rows)
-        return self._expert_search(what, u, pairs, experts.direct, tiles, DIRECT)
+        return self._expert_search(u, pairs, experts.direct, tiles, DIRECT)
 
     def _grouped(self, what: str, rows: int, _: int) -> Search[Any]:
         u, pairs = self._pairs(rows)
         self._compare(what, u, pairs)
         tiles = experts.grouped_tiles_for(rows)
-        return self._expert_search(what, u, pairs, experts.grouped, tiles, GROUPED)
+        return self._expert_search(u, pairs, experts.grouped, tiles, GROUPED)
 
     def _expert_search(
         self,
-        what: str,
         u: Tensor,
         pairs: Pairs,
         way: Callable[..., Tensor],
@@ -320,7 +317,7 @@ class _Maker:
             _same(way(u, pairs, layers[0], tried, out, False), wanted)
             return self._time(lambda layer: way(u, pairs, layers[layer], tried, out, False))
 
-        return Search(what, tiles, choices, measure)
+        return Search(tiles, choices, measure)
 
     def _compare(self, what: str, u: Tensor, pairs: Pairs) -> None:
         """Times torch's grouped products on the same rows, if this torch has them."""
@@ -360,7 +357,7 @@ class _Maker:
         tiles = attention_tiles.decode_tiles(
             num_heads // num_kv_heads, self._sizes.head_dim, paged.q.element_size()
         )
-        return self._attention_search(what, paged, tiles, DECODE, scratch)
+        return self._attention_search(paged, tiles, DECODE, scratch)
 
     def _prefill(self, what: str, batch: int, length: int) -> Search[attention_tiles.Tiles]:
         num_heads, num_kv_heads = self._sizes.heads
@@ -368,7 +365,7 @@ class _Maker:
         tiles = attention_tiles.prefill_tiles(
             length, num_heads // num_kv_heads, self._sizes.head_dim, paged.q.element_size()
         )
-        return self._attention_search(what, paged, tiles, PREFILL, lambda _: None)
+        return self._attention_search(paged, tiles, PREFILL, lambda _: None)
 
     def _paged(self, num_queries: Sequence[int], seq_lens: Sequence[int]) -> Paged:
         sizes = self._sizes
@@ -383,7 +380,6 @@ class _Maker:
 
     def _attention_search(
         self,
-        what: str,
         paged: Paged,
         tiles: attention_tiles.Tiles,
         choices: Choices,
@@ -410,7 +406,7 @@ class _Maker:
             _same(attend(0, tried, parts), wanted)
             return self._time(lambda layer: attend(layer, tried, parts))
 
-        return Search(what, tiles, choices, measure)
+        return Search(tiles, choices, measure)
 
 
 def _same(got: Tensor, wanted: Tensor) -> None:
